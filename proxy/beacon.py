@@ -1,0 +1,147 @@
+"""A Beacon: a Hit understood by the rules of the beacon API. Pure: no clock, no I/O, no configuration.
+
+Whatever a client sends ends here as a Beacon or as one Outcome, never as an exception. Server-owned names are recognised in
+every spelling that some server might read as theirs, so that a client can never speak in the proxy's name.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from proxy.hit import Hit
+from proxy.outcome import Outcome
+
+MAX_NAME = 255
+"""Characters of `_p`, `_n` and property names (API page, "limits")."""
+MAX_VALUE = 512
+"""Characters of a property's value (today's API page)."""
+MAX_PROPERTIES = 256
+"""Properties of one beacon; what comes after is left out."""
+EARLIEST_S = 1_230_768_000
+"""2009-01-01: the vendor keeps nothing before it."""
+FUTURE_MS = 3_600_000
+"""A client's clock may be this far ahead of ours."""
+
+RESERVED = frozenset({"_k", "_p", "_n", "_t", "_d"})
+_TIMESTAMP = re.compile(r"\d{1,15}(\.\d{1,9})?")
+_PHP_UNDERSCORE = str.maketrans(". [", "___")
+
+
+class Beacon(msgspec.Struct, frozen=True):
+    """What goes upstream, but for enrichment and the key."""
+
+    kind: str
+    person: str
+    name: str
+    """The event's name; for an alias the other identity; "" for a set."""
+    time_s: int
+    """Whole seconds since the epoch."""
+    properties: dict[str, str]
+    trimmed: bool
+    """Something was shortened or left out to keep the API's limits."""
+
+
+def parse(hit: Hit) -> Beacon | Outcome:
+    """Read the hit's parameters. The last of several same-named parameters wins, as property names upstream ignore case."""
+    reserved: dict[str, str] = {}
+    properties: dict[str, tuple[str, str]] = {}
+    trimmed = False
+    for name, value in parameters(hit):
+        owned = reserved_name(name)
+        if owned is not None:
+            if owned == name:
+                reserved[name] = value
+            continue
+        if len(name) > MAX_NAME or len(value) > MAX_VALUE:
+            name, value, trimmed = name[:MAX_NAME], value[:MAX_VALUE], True
+        folded = fold(name)
+        if folded in properties or len(properties) < MAX_PROPERTIES:
+            properties.pop(folded, None)
+            properties[folded] = (name, value)
+        else:
+            trimmed = True
+
+    person, name = reserved.get("_p", ""), reserved.get("_n", "")
+    if hit.kind == "a":
+        if not person.strip() or not name.strip():
+            return Outcome.NO_PERSON
+        if len(name) > MAX_NAME:
+            return Outcome.PERSON_TOO_LONG
+    if not person.strip():
+        return Outcome.NO_PERSON
+    if len(person) > MAX_NAME:
+        return Outcome.PERSON_TOO_LONG
+    if hit.kind == "e":
+        if not name.strip():
+            return Outcome.NO_NAME
+        if len(name) > MAX_NAME:
+            name, trimmed = name[:MAX_NAME], True
+    return Beacon(
+        kind=hit.kind,
+        person=person,
+        name="" if hit.kind == "s" else name,
+        time_s=timestamp(reserved.get("_t", ""), reserved.get("_d", ""), hit.received_ms),
+        properties={} if hit.kind == "a" else dict(properties.values()),
+        trimmed=trimmed and hit.kind != "a",
+    )
+
+
+def parameters(hit: Hit) -> Iterator[tuple[str, str]]:
+    """The (name, value) pairs of query and body in order, decoded as urlencoded forms are (WHATWG URL, section 5.1).
+
+    "+" is a space; an invalid escape stays as it is; invalid UTF-8 becomes U+FFFD; empty pairs are skipped. A fragment without
+    "=" (a "&" that leaked out of a value) is a name with an empty value, which is what the vendor itself would read.
+    """
+    for source in (hit.query, hit.body.rstrip(b"\r\n")):
+        for pair in source.split(b"&"):
+            if pair:
+                raw_name, _, raw_value = pair.partition(b"=")
+                name = _text(raw_name)
+                if name:
+                    yield name, _text(raw_value)
+
+
+def _text(raw: bytes) -> str:
+    if b"+" in raw:
+        raw = raw.replace(b"+", b" ")
+    if b"%" in raw:
+        raw = unquote_to_bytes(raw)
+    return raw.decode("utf-8", "replace")
+
+
+def reserved_name(name: str) -> str | None:
+    """The server-owned name that some upstream could read this one as, else None.
+
+    Beyond case, white space, control characters and compatibility forms (full-width letters), this knows the habits of PHP
+    (".k", " k" and "[k" all become "_k") and of servers that read "_k[]" as an array named "_k".
+    """
+    if name in RESERVED:
+        return name
+    if len(name) <= MAX_NAME and name.isascii() and name[0].isalpha():
+        return None
+    plain = unicodedata.normalize("NFKC", name[:MAX_NAME])
+    plain = "".join(c for c in plain if unicodedata.category(c)[0] != "C").strip()
+    plain = (plain[:1].translate(_PHP_UNDERSCORE) + re.split(r"[\[\]]", plain[1:], maxsplit=1)[0]).rstrip().lower()
+    return plain if plain in RESERVED else None
+
+
+def fold(name: str) -> str:
+    """The form under which the vendor takes two property names for the same: case ignored, "," and ":" are spaces."""
+    return name.replace(",", " ").replace(":", " ").casefold()
+
+
+def timestamp(t: str, d: str, received_ms: int) -> int:
+    """Whole seconds: the client's time if it came with `_d=1` and lies between 2009 and an hour ahead, else receipt time.
+
+    Floats and milliseconds are understood (clients in the field send both); anything absurd is receipt time.
+    """
+    if d.strip() == "1" and _TIMESTAMP.fullmatch(t.strip()):
+        seconds = float(t)
+        if seconds >= 100_000_000_000:  # in seconds that is the year 5138: these are milliseconds
+            seconds /= 1000
+        if EARLIEST_S <= seconds <= (received_ms + FUTURE_MS) / 1000:
+            return int(seconds)
+    return received_ms // 1000

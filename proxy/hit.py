@@ -1,0 +1,39 @@
+"""A Hit: the facts of one request, as received, and how they are written to the spool.
+
+Only facts live here, uninterpreted: parsing belongs to beacon.py, and the API key never comes near a Hit.
+The encoding is an array (msgpack), so a new field is appended with a default and older spool files stay readable.
+"""
+
+import msgspec
+
+KINDS = ("e", "s", "a")
+"""The three calls of the beacon API: record an event, set properties, alias two identities."""
+
+MAX_BEACON_BYTES = 65_536
+"""Query and body together; a larger beacon is dropped (`too_large`). The largest real one is a few KB."""
+
+DEFAULT_SITE = "default"
+
+
+class Hit(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One request's facts. Text headers are decoded as latin-1, so that no byte a client sends can fail."""
+
+    kind: str
+    """"e", "s" or "a"."""
+    query: bytes
+    """The raw query string, without "?"."""
+    body: bytes
+    """The raw body (urlencoded form, or text/plain as sendBeacon sends it); empty when there is none."""
+    site: str
+    host: str
+    address: str
+    """The client's address as far as trusted proxies vouch for it; "" if unknown."""
+    user_agent: str
+    referer: str
+    language: str
+    received_ms: int
+    """Receipt, milliseconds since the epoch: every time upstream that the client did not set is derived from it."""
+
+
+encode = msgspec.msgpack.Encoder().encode
+decode = msgspec.msgpack.Decoder(Hit).decode

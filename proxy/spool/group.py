@@ -1,0 +1,133 @@
+"""Group commit: many appends share one transaction. One writer thread; whatever gathers while it commits is the next batch.
+
+Nothing here knows what a commit is. The caller of `append` is woken only after the commit that holds its hit has returned.
+"""
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Callable
+
+from proxy.hit import Hit
+from proxy.spool.port import SpoolRefused
+
+MAX_WAITING = 16_384
+"""Hits that may wait for the disk at once; one more is refused."""
+
+Counts = Counter[tuple[str, str]]
+Commit = Callable[[list[Hit], Counts], None]
+"""Store these hits and add these counts, both or neither. Raises SpoolRefused."""
+
+
+class _Waiter(threading.Event):
+    """A thread's place in a batch."""
+
+    error: SpoolRefused | None = None
+
+
+class GroupCommit:
+    """Gathers appends from an event loop and from threads, and commits them from a thread of its own."""
+
+    def __init__(self, commit: Commit, finish: Callable[[], None]) -> None:
+        self._commit = commit
+        self._finish = finish
+        self._hits: list[Hit] = []
+        self._waiters: list[asyncio.Future[None] | _Waiter] = []
+        self._counts: Counts = Counter()
+        self._bell = threading.Condition(threading.Lock())
+        self._idle = False
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
+        self._thread.start()
+
+    async def append(self, hit: Hit) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._enter(hit, future)
+        await future
+
+    def append_blocking(self, hit: Hit) -> None:
+        waiter = _Waiter()
+        self._enter(hit, waiter)
+        waiter.wait()
+        if waiter.error is not None:
+            raise waiter.error
+
+    def count(self, site: str, *names: str) -> None:
+        with self._bell:
+            for name in names:
+                self._counts[site, name] += 1
+            if self._idle:
+                self._bell.notify()
+
+    def close(self) -> None:
+        with self._bell:
+            self._closing = True
+            self._bell.notify()
+        self._thread.join()
+
+    def _enter(self, hit: Hit, waiter: "asyncio.Future[None] | _Waiter") -> None:
+        with self._bell:
+            if self._closing:
+                raise SpoolRefused("the spool is closed")
+            if len(self._hits) >= MAX_WAITING:
+                raise SpoolRefused("the disk is too slow: too many beacons wait for it")
+            self._hits.append(hit)
+            self._waiters.append(waiter)
+            if self._idle:
+                self._bell.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._bell:
+                while not (self._hits or self._counts or self._closing):
+                    self._idle = True
+                    self._bell.wait()
+                self._idle = False
+                hits, self._hits = self._hits, []
+                waiters, self._waiters = self._waiters, []
+                counts, self._counts = self._counts, Counter()
+                if self._closing and not hits and not counts:
+                    break
+            error: SpoolRefused | None = None
+            try:
+                self._commit(hits, counts)
+            except SpoolRefused as refused:
+                error = refused
+                with self._bell:
+                    retry_counts = not self._closing
+                    if retry_counts:
+                        self._counts.update(counts)
+            _wake(waiters, error)
+            if error is not None and not hits:
+                if self._closing:
+                    break
+                with self._bell:  # only counts to write, and no room for them: wait for the next append or close
+                    self._idle = True
+                    self._bell.wait(timeout=1.0)
+                    self._idle = False
+        self._finish()
+
+
+def _wake(waiters: "list[asyncio.Future[None] | _Waiter]", error: SpoolRefused | None) -> None:
+    """One wake-up per event loop, not one per beacon."""
+    loops: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+    for waiter in waiters:
+        if isinstance(waiter, _Waiter):
+            waiter.error = error
+            waiter.set()
+        else:
+            loops.setdefault(waiter.get_loop(), []).append(waiter)
+    for loop, futures in loops.items():
+        try:
+            loop.call_soon_threadsafe(_resolve, futures, error)
+        except RuntimeError:  # the loop has ended, and its requests with it
+            pass
+
+
+def _resolve(futures: list[asyncio.Future[None]], error: SpoolRefused | None) -> None:
+    for future in futures:
+        if not future.done():
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(SpoolRefused(*error.args))

@@ -1,0 +1,86 @@
+"""The memory spool: same contract, nothing on disk. For tests and for embedding in a single process that may forget."""
+
+import heapq
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+
+from proxy.delivery import Final
+from proxy.hit import Hit
+from proxy.outcome import Ending, Outcome
+from proxy.spool.port import RECEIVED, TRIMMED, Claim, Ledger, Settlement
+
+
+class MemorySpool:
+    """Both halves of the port over one dictionary."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._hits: OrderedDict[int, Hit] = OrderedDict()
+        self._attempts: dict[int, int] = {}
+        self._due: list[tuple[int, int]] = []
+        self._in_flight: set[int] = set()
+        self._dead: dict[int, tuple[Hit, Final]] = {}
+        self._counts: dict[str, Counter[str]] = {}
+        self._next = 0
+
+    async def append(self, hit: Hit) -> None:
+        self.append_blocking(hit)
+
+    def append_blocking(self, hit: Hit) -> None:
+        with self._lock:
+            self._next += 1
+            self._hits[self._next] = hit
+            heapq.heappush(self._due, (0, self._next))
+            self._tally(hit.site, RECEIVED)
+
+    def count(self, site: str, name: str) -> None:
+        with self._lock:
+            self._tally(site, name)
+            if name in Outcome and Outcome(name).ending is Ending.DROPPED:
+                self._tally(site, RECEIVED)
+
+    def claim(self, limit: int, now_ms: int) -> list[Claim]:
+        claims = []
+        with self._lock:
+            while self._due and len(claims) < limit and self._due[0][0] <= now_ms:
+                _, key = heapq.heappop(self._due)
+                self._in_flight.add(key)
+                claims.append(Claim(key, self._hits[key], self._attempts.get(key, 0) + 1))
+        return claims
+
+    def settle(self, settlements: Sequence[Settlement]) -> None:
+        with self._lock:
+            for claim, verdict in settlements:
+                if claim.ticket not in self._in_flight:
+                    continue
+                self._in_flight.discard(claim.ticket)
+                if not isinstance(verdict, Final):
+                    self._attempts[claim.ticket] = claim.attempt
+                    heapq.heappush(self._due, (verdict.due_ms, claim.ticket))
+                    continue
+                hit = self._hits.pop(claim.ticket)
+                self._attempts.pop(claim.ticket, None)
+                self._tally(hit.site, verdict.outcome)
+                if verdict.trimmed:
+                    self._tally(hit.site, TRIMMED)
+                if verdict.outcome.ending is Ending.DEAD:
+                    self._dead[claim.ticket] = (hit, verdict)
+
+    def release(self, claims: Sequence[Claim]) -> None:
+        with self._lock:
+            for claim in claims:
+                if claim.ticket in self._in_flight:
+                    self._in_flight.discard(claim.ticket)
+                    heapq.heappush(self._due, (0, claim.ticket))
+
+    def ledger(self) -> Ledger:
+        with self._lock:
+            oldest = min((hit.received_ms for hit in self._hits.values()), default=None)
+            return Ledger({site: dict(counts) for site, counts in self._counts.items()}, len(self._hits), oldest)
+
+    def close(self) -> None:
+        """Nothing to let go."""
+
+    def _tally(self, site: str, name: str) -> None:
+        self._counts.setdefault(site, Counter())[str(name)] += 1
