@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from proxy.delivery import Final
 from proxy.hit import Hit
 from proxy.outcome import Ending, Outcome
-from proxy.spool.port import RECEIVED, TRIMMED, Claim, Ledger, Settlement
+from proxy.spool.port import RECEIVED, REFUSED, TRIMMED, Claim, Ledger, Settlement
 
 
 class MemorySpool:
@@ -34,14 +34,17 @@ class MemorySpool:
             heapq.heappush(self._due, (0, self._next))
             self._tally(hit.site, RECEIVED)
 
-    def count(self, site: str, name: str) -> None:
+    def drop(self, site: str, outcome: Outcome) -> None:
         with self._lock:
-            self._tally(site, name)
-            if name in Outcome and Outcome(name).ending is Ending.DROPPED:
-                self._tally(site, RECEIVED)
+            self._tally(site, outcome)
+            self._tally(site, RECEIVED)
+
+    def refuse(self, site: str) -> None:
+        with self._lock:
+            self._tally(site, REFUSED)
 
     def claim(self, limit: int, now_ms: int) -> list[Claim]:
-        claims = []
+        claims: list[Claim] = []
         with self._lock:
             while self._due and len(claims) < limit and self._due[0][0] <= now_ms:
                 _, key = heapq.heappop(self._due)
@@ -66,13 +69,6 @@ class MemorySpool:
                     self._tally(hit.site, TRIMMED)
                 if verdict.outcome.ending is Ending.DEAD:
                     self._dead[claim.ticket] = (hit, verdict)
-
-    def release(self, claims: Sequence[Claim]) -> None:
-        with self._lock:
-            for claim in claims:
-                if claim.ticket in self._in_flight:
-                    self._in_flight.discard(claim.ticket)
-                    heapq.heappush(self._due, (0, claim.ticket))
 
     def ledger(self) -> Ledger:
         with self._lock:

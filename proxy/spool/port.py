@@ -4,7 +4,7 @@ The promise every adapter keeps: `append` returns only once the hit is stored as
 out again after a crash until it is settled; the ledger is counted together with what it counts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -74,8 +74,11 @@ class Intake(Protocol):
     def append_blocking(self, hit: Hit) -> None:
         """The same for a thread without an event loop (WSGI). Raises SpoolRefused."""
 
-    def count(self, site: str, name: str) -> None:
-        """Count a hit that is not stored: a drop (which is also received) or a refusal. Written with the next commit."""
+    def drop(self, site: str, outcome: Outcome) -> None:
+        """Count a hit that is deliberately not stored (and answered 200). Written with the next commit."""
+
+    def refuse(self, site: str) -> None:
+        """Count a hit that could not be stored (and was answered 503). Written with the next commit that succeeds."""
 
     def close(self) -> None:
         """Store what was accepted and let go."""
@@ -90,15 +93,8 @@ class Outlet(Protocol):
     def settle(self, settlements: Sequence[Settlement]) -> None:
         """Record the verdicts, all or none. Settling a claim twice has no second effect."""
 
-    def release(self, claims: Sequence[Claim]) -> None:
-        """Give back claims without a verdict: as if they had not been made."""
-
     def ledger(self) -> Ledger:
         """The counts."""
 
     def close(self) -> None:
         """Let go; what is in flight is given out again to the next."""
-
-
-Clock = Callable[[], int]
-"""Milliseconds since the epoch."""

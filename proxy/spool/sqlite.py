@@ -25,7 +25,7 @@ from proxy.delivery import Final, Retry
 from proxy.hit import Hit
 from proxy.outcome import Ending, Outcome
 from proxy.spool.group import Counts, GroupCommit
-from proxy.spool.port import RECEIVED, TRIMMED, Claim, Ledger, Settlement, SpoolRefused
+from proxy.spool.port import RECEIVED, REFUSED, TRIMMED, Claim, Ledger, Settlement, SpoolRefused
 
 SCHEMA_VERSION = 1
 SCHEMA = """
@@ -41,6 +41,9 @@ BUSY_MS = 5_000
 COLLECTOR_CHECKPOINT_PAGES = 16_384
 """64 MiB of log: the forwarder checkpoints long before; this is for when no forwarder runs."""
 SIZE_LOOK_S = 1.0
+
+
+ENDED = frozenset(outcome.value for outcome in Outcome)
 
 
 class SpoolError(Exception):
@@ -145,11 +148,11 @@ class Lane:
         self.append = self._group.append
         self.append_blocking = self._group.append_blocking
 
-    def count(self, site: str, name: str) -> None:
-        if name in Outcome and Outcome(name).ending is Ending.DROPPED:
-            self._group.count(site, name, RECEIVED)
-        else:
-            self._group.count(site, name)
+    def drop(self, site: str, outcome: Outcome) -> None:
+        self._group.count(site, outcome.value, RECEIVED)
+
+    def refuse(self, site: str) -> None:
+        self._group.count(site, REFUSED)
 
     def close(self) -> None:
         self._group.close()
@@ -197,7 +200,6 @@ class _Reader:
         self.name = path.name
         self.db = open_file(path, durability="os")  # an unsynced settlement is at worst a resend, which is byte-identical
         self.last_fresh = 0
-        self.given_back: list[int] = []
         self.in_flight: set[int] = set()
 
     def claim(self, limit: int, now_ms: int) -> Iterator[tuple[Ticket, bytes, int]]:
@@ -210,11 +212,6 @@ class _Reader:
             self.in_flight.add(id)
             yield Ticket(self.name, id, True), blob, attempts + 1
         room = limit - len(rows)
-        while self.given_back and room > 0:
-            row = self.db.execute("SELECT hit FROM fresh WHERE id = ?", (id := self.given_back.pop(0),)).fetchone()
-            if row:
-                room -= 1
-                yield Ticket(self.name, id, False), row[0], 1
         if room > 0:
             fresh = self.db.execute(
                 "SELECT id, hit FROM fresh WHERE id > ? ORDER BY id LIMIT ?", (self.last_fresh, room)
@@ -289,15 +286,6 @@ class SqliteOutlet:
         for lane, some in by_lane.items():
             self._readers[lane].settle(some)
 
-    def release(self, claims: Sequence[Claim]) -> None:
-        for claim in claims:
-            ticket: Ticket = claim.ticket
-            reader = self._readers[ticket.lane]
-            if ticket.waiting:
-                reader.in_flight.discard(ticket.id)
-            else:
-                reader.given_back.append(ticket.id)
-
     def ledger(self) -> Ledger:
         return read_ledger(self._directory)
 
@@ -331,7 +319,7 @@ def read_ledger(directory: str | Path) -> Ledger:
         for site, name, n in rows:
             of_site = counts.setdefault(site, {})
             of_site[name] = of_site.get(name, 0) + n
-            pending += n if name == RECEIVED else -n if name in Outcome else 0
+            pending += n if name == RECEIVED else -n if name in ENDED else 0
         with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
             oldest += [hits.decode(row[0]).received_ms for row in first if row]
     return Ledger(counts, pending, min(oldest, default=None))

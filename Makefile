@@ -1,0 +1,51 @@
+# Everything a newcomer or CI calls. `make help` lists it.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ". Name another with: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(RUN)pip install --quiet --disable-pip-version-check --editable . --group dev
+	@touch $@
+
+.PHONY: setup
+setup: $(VENV)/.ready ## Make the virtual environment with everything in it
+
+.PHONY: demo
+demo: setup ## See it work: a pretend shop, the proxy and a stand-in for the vendor
+	@exec $(RUN)beacon-proxy demo
+
+.PHONY: test
+test: setup ## Run the tests
+	$(RUN)pytest -n auto
+
+.PHONY: lint
+lint: setup ## Check style, types and the direction of imports
+	$(RUN)ruff check .
+	$(RUN)ruff format --check .
+	$(RUN)mypy
+	$(RUN)lint-imports
+
+.PHONY: docs
+docs: setup ## Write the generated tables anew
+	$(RUN)python docs/generate.py
+
+.PHONY: bench
+bench: setup ## Measure against a bare server, in turn
+	$(RUN)python benchmarks/intake.py
+
+.PHONY: wheel
+wheel: setup ## Build the wheel into dist/
+	rm -rf dist
+	$(RUN)python -m build --wheel
+
+.PHONY: clean
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

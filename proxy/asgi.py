@@ -1,0 +1,83 @@
+"""`proxy.asgi:app`: the collector as an ASGI application, for any ASGI server or mounted in another application.
+
+Settings come from the environment (and the file BEACON_PROXY_CONFIG names) when the application is first used. The spool is
+opened at the lifespan's start, or, where a mount swallows lifespan events, at the first beacon. Delivery: run
+`beacon-proxy forward` beside it, or set `embedded_forwarder`.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, MutableMapping
+from typing import Any
+
+from proxy import settings
+from proxy.collector.asgi import CollectorApp, Receive, Send
+from proxy.forward.forwarder import Forwarder
+from proxy.spool import open_intake, open_outlet
+from proxy.spool.port import Intake
+
+
+class Application:
+    """The collector, its spool and, when asked, a forwarder as a task."""
+
+    def __init__(self) -> None:
+        self._app: CollectorApp | None = None
+        self._intake: Intake | None = None
+        self._pid = 0
+        self._settings: settings.Settings | None = None
+
+    def settings(self) -> settings.Settings:
+        """Loaded once. Raises SettingsError."""
+        if self._settings is None:
+            self._settings = settings.load()
+        return self._settings
+
+    def intake(self) -> Intake:
+        """This process's half of the spool: a forked child opens its own."""
+        if self._intake is None or self._pid != os.getpid():
+            self._intake, self._pid = open_intake(self.settings().spool_config()), os.getpid()
+        return self._intake
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
+        """Opens the spool and runs the embedded forwarder. Pass it to (or enter it in) the lifespan of a mounting application."""
+        self.intake()
+        forwarder: Forwarder | None = None
+        task: asyncio.Task[None] | None = None
+        if self.settings().embedded_forwarder:
+            config = self.settings().forwarder()
+            forwarder = Forwarder(config, open_outlet(config.spool))
+            task = asyncio.create_task(forwarder.run())
+        try:
+            yield
+        finally:
+            if forwarder is not None and task is not None:
+                forwarder.stop()
+                await task
+            intake, self._intake = self._intake, None
+            if intake is not None:
+                intake.close()
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._on_lifespan(receive, send)
+            return
+        if self._app is None:
+            self._app = CollectorApp(self.settings().collector(), self.intake)
+        await self._app(scope, receive, send)
+
+    async def _on_lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            async with self.lifespan():
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+        except Exception as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+app = Application()
+lifespan = app.lifespan

@@ -1,0 +1,132 @@
+"""The command `beacon-proxy`. Each command is one file's function; here they are only named, documented and connected."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from proxy import __version__, settings
+from proxy.spool import ledger_of
+from proxy.spool.sqlite import SpoolError
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="TOML file with the settings; the environment wins over it.", metavar="FILE")
+]
+
+app = typer.Typer(
+    name="beacon-proxy",
+    help="A first-party beacon proxy: takes a site's tracking beacons without the API key, keeps them safe on disk, and delivers "
+    "them to the vendor with the key put in on the server.",
+    epilog="Start with `beacon-proxy demo` (needs nothing), then `beacon-proxy check` with your settings, then `serve`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"beacon-proxy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def serve(config: ConfigOption = None, workers: Annotated[int | None, typer.Option(help="Collector processes.")] = None) -> None:
+    """Run the collectors and the forwarder until stopped.
+
+    Each is a process of its own and is restarted if it dies. SIGTERM and Ctrl-C stop them: what was accepted is answered, what is
+    not delivered stays in the spool. Needs api_key.
+    """
+    from proxy.cli.supervisor import Supervisor
+    from proxy.log import configure, log
+
+    loaded = _load(config, {"workers": workers})
+    configure(loaded.log_level)
+    supervisor = Supervisor(loaded)
+    log.info("listening", url=supervisor.url + loaded.prefix, spool=loaded.spool, durability=loaded.durability)
+    raise typer.Exit(supervisor.run())
+
+
+@app.command()
+def forward(config: ConfigOption = None) -> None:
+    """Run a forwarder alone, beside collectors that run elsewhere (a WSGI host, say) on the same spool directory.
+
+    If another forwarder is at work on the spool, this one waits and takes over when that one ends. Needs api_key.
+    """
+    import asyncio
+    import signal
+    from collections.abc import Callable
+
+    from proxy.cli.child import loop_factory, run_forwarder
+    from proxy.log import configure, log
+
+    loaded = _load(config)
+    configure(loaded.log_level)
+    forwarding = loaded.forwarder()
+
+    def until(stop: Callable[[], None]) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop)
+
+    log.info("forwarding", spool=loaded.spool)
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(run_forwarder(forwarding, until))
+
+
+@app.command()
+def demo(
+    port: Annotated[int, typer.Option(help="Port of the demo shop on 127.0.0.1.")] = 8000,
+) -> None:
+    """Show it at work: a pretend shop, the proxy, and a stand-in for the vendor, all on this machine. Needs no settings."""
+    from proxy.cli.demo import run
+
+    raise typer.Exit(run(port))
+
+
+@app.command()
+def check(
+    config: ConfigOption = None,
+    table: Annotated[bool, typer.Option("--settings-table", help="Print all settings as a Markdown table instead.")] = False,
+) -> None:
+    """Say in plain words what a configuration will do; refuse a wrong one. Starts and sends nothing. Exit status 0 or 2."""
+    from proxy.cli.check import describe
+
+    print(settings.table() if table else describe(_load(config)))
+
+
+@app.command()
+def status(
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON, for scripts.")] = False,
+) -> None:
+    """The ledger, summed over all lanes, running or not: received = delivered + dropped + dead + pending."""
+    from proxy.cli.status import render, summary
+
+    loaded = _load(config)
+    found = summary(ledger_of(loaded.spool_config()))
+    print(json.dumps(found) if as_json else render(found))
+
+
+def _load(config: Path | None, over: dict[str, object] | None = None) -> settings.Settings:
+    loaded = settings.load(config)
+    changed = {name: value for name, value in (over or {}).items() if value is not None}
+    return settings.Settings.model_validate({**dict(loaded), **changed}) if changed else loaded
+
+
+def main() -> None:
+    """Entry point. A mistake of the user's is told in plain words, with exit status 2; never as a traceback."""
+    try:
+        app()
+    except (settings.SettingsError, SpoolError) as error:
+        for line in str(error).splitlines():
+            print(f"beacon-proxy: {line}", file=sys.stderr)
+        sys.exit(2)

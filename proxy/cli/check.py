@@ -1,0 +1,42 @@
+"""`check`: a configuration in plain words."""
+
+from proxy.settings import Settings
+
+
+def describe(settings: Settings) -> str:
+    """What the configuration will do. Raises SettingsError when a key is missing. No key is shown."""
+    forwarder = settings.forwarder()
+    base = f"http://{settings.host}:{settings.port}{settings.prefix}"
+    lines = [
+        f"Beacons are taken at {base}/e, /s and /a; collector processes: {settings.workers}.",
+        _durability(settings),
+        f"Beyond {settings.max_bytes:,} bytes in the spool new beacons are refused (503); what is stored stays.",
+    ]
+    if not settings.sites:
+        lines.append(f"Beacons for every host go to {settings.upstream}, with the configured API key (not shown).")
+    for name, site in settings.sites.items():
+        own = "its own API key" if site.api_key else "the top-level API key"
+        lines.append(f"Site {name}: beacons for {', '.join(site.hosts)} go to {forwarder.sites[name].upstream}, with {own}.")
+    if settings.sites:
+        default = f"go to {settings.upstream} with the top-level API key" if settings.api_key else "are dropped (unknown_host)"
+        lines.append(f"Beacons for any other host {default}.")
+    days = settings.max_age / 86400
+    lines += [
+        f"Up to {settings.concurrency} requests are in flight; an attempt may take {settings.attempt_timeout:g} s; failures are "
+        f"tried again after {settings.backoff_base:g} s, doubling up to {settings.backoff_cap:g} s, for {days:g} days.",
+        f"X-Forwarded-For is believed from {', '.join(settings.trusted_proxies) or 'nobody'}.",
+        f"The client's address goes upstream as {settings.address_property}."
+        if settings.address_property
+        else "The client's address does not go upstream.",
+        "The configuration is good.",
+    ]
+    return "\n".join(lines)
+
+
+def _durability(settings: Settings) -> str:
+    if settings.spool.startswith("memory:"):
+        return "They wait in memory: whatever stops the process loses them."
+    place = settings.spool.removeprefix("sqlite:")
+    if settings.durability == "disk":
+        return f"Each is answered once it is on the disk under {place} (fsync): it survives a power cut."
+    return f"Each is answered once the kernel has it for {place}: it survives a crash of the proxy, not a power cut."

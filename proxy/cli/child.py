@@ -1,0 +1,148 @@
+"""A process of `serve`: one collector, or the forwarder. `python -m proxy.cli.child collector FD | forwarder`.
+
+Its configuration comes as one JSON line on standard input, so no key stands in any environment or argument list. Standard input
+then stays open: its end means that the supervisor is gone, and the process stops by itself. It imports no command line and no
+settings code, to be up quickly.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+
+from proxy.collector.asgi import CollectorApp
+from proxy.collector.config import CollectorConfig
+from proxy.forward.config import ForwarderConfig
+from proxy.forward.forwarder import Forwarder
+from proxy.log import configure, log
+from proxy.spool import open_intake, open_outlet
+from proxy.spool.port import Outlet
+from proxy.spool.sqlite import ForwarderRunning, SpoolError
+
+EX_CONFIG = 78
+"""Exit status for what a restart cannot mend (sysexits.h): the supervisor stops and says so."""
+KEEP_ALIVE_S = 75
+"""Longer than nginx keeps an idle connection to an upstream (60 s), so that nginx is the one to close it."""
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, with the stop signal left to this module (uvicorn raises it again at the end, which skips the clean-up)."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def stop(self) -> None:
+        self.should_exit = True
+
+
+def server(app: CollectorApp | Starlette, grace_s: float) -> _Server:
+    """A uvicorn server for the public listener. Access logs are off: a line per beacon would hold addresses and queries."""
+    return _Server(
+        uvicorn.Config(
+            app,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=max(1, int(grace_s - 2)),
+        )
+    )
+
+
+def _when_told(stop: Callable[[], None]) -> None:
+    """Call `stop` on SIGTERM, or when the supervisor is gone. SIGINT from a terminal is the supervisor's to translate."""
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop)
+
+    def supervisor_gone() -> None:
+        if not os.read(0, 4096):
+            loop.remove_reader(0)
+            stop()
+
+    loop.add_reader(0, supervisor_gone)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGCHLD))
+
+
+async def run_collector(config: CollectorConfig, fd: int) -> None:
+    """Serve beacons on the listening socket `fd` until told to stop."""
+    intake = open_intake(config.spool)
+    try:
+        serving = server(CollectorApp(config, intake), config.shutdown_grace_s)
+        _when_told(serving.stop)
+        await serving.serve(sockets=[socket.socket(fileno=fd)])
+    finally:
+        intake.close()
+
+
+async def run_forwarder(config: ForwarderConfig, until: Callable[[Callable[[], None]], None]) -> None:
+    """Deliver until told to stop; `until(stop)` arranges the telling. Waits while another forwarder holds the spool."""
+    stopping = asyncio.Event()
+    until(stopping.set)
+    outlet: Outlet | None = None
+    while outlet is None and not stopping.is_set():
+        try:
+            outlet = open_outlet(config.spool)
+        except ForwarderRunning as held:
+            log.warning("forwarder waits", reason=str(held))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), 1.0)
+    if outlet is None:
+        return
+    forwarder = Forwarder(config, outlet)
+    stopper = asyncio.create_task(stopping.wait())
+    stopper.add_done_callback(lambda _: forwarder.stop())
+    await forwarder.run()
+    stopper.cancel()
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def main() -> int:
+    """Entry point of the process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    line = b""
+    while not line.endswith(b"\n"):
+        chunk = os.read(0, 65_536)
+        if not chunk:
+            return EX_CONFIG
+        line += chunk
+    try:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            if sys.argv[1] == "collector":
+                config = msgspec.json.decode(line, type=CollectorConfig)
+                configure(config.log_level)
+                runner.run(run_collector(config, int(sys.argv[2])))
+            else:
+                forwarding = msgspec.json.decode(line, type=ForwarderConfig)
+                configure(forwarding.log_level)
+                runner.run(run_forwarder(forwarding, _when_told))
+    except SpoolError as error:
+        print(f"beacon-proxy: spool: {error}", file=sys.stderr)
+        return EX_CONFIG
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"beacon-proxy: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

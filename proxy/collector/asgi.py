@@ -1,0 +1,116 @@
+"""The ASGI edge: a raw callable in front of Starlette. A beacon path is a dictionary look-up; everything else is Starlette's.
+
+The answer to a beacon is sent only after `append` returned, so a 200 is written to the socket after the commit.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.routing import BaseRoute
+
+from proxy.collector.collect import Collector
+from proxy.collector.config import CollectorConfig
+from proxy.collector.pixel import GIF, GIF_HEADERS, PREFLIGHT_HEADERS, WRONG_METHOD_HEADERS, Headers
+from proxy.hit import DEFAULT_SITE, MAX_BEACON_BYTES, Hit
+from proxy.outcome import Outcome
+from proxy.spool.port import Intake, SpoolRefused
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Observer = Callable[[str, Hit], None]
+"""Told ("received" | "stored" | "refused", hit)."""
+
+
+def _start(status: int, headers: Headers) -> Message:
+    return {"type": "http.response.start", "status": status, "headers": headers}
+
+
+STORED = _start(200, GIF_HEADERS)
+NOT_STORED = _start(503, [*GIF_HEADERS, (b"retry-after", b"1")])
+UNREAD_BODY = _start(200, [*GIF_HEADERS, (b"connection", b"close")])
+PREFLIGHT = _start(204, PREFLIGHT_HEADERS)
+WRONG_METHOD = _start(405, WRONG_METHOD_HEADERS)
+PIXEL: Message = {"type": "http.response.body", "body": GIF}
+EMPTY: Message = {"type": "http.response.body", "body": b""}
+
+
+class CollectorApp:
+    """The public application. `intake` is opened by whoever mounts it."""
+
+    def __init__(
+        self,
+        config: CollectorConfig,
+        intake: Intake | Callable[[], Intake],
+        routes: Sequence[BaseRoute] = (),
+        observe: Observer | None = None,
+    ) -> None:
+        self._collector = Collector(config)
+        self._paths = self._collector.paths
+        self._intake = intake
+        self._rest = Starlette(routes=routes)
+        self._observe = observe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = scope["path"]
+            if root := scope.get("root_path"):  # mounted: Starlette leaves the mount's own path in front
+                path = path.removeprefix(root)
+            kind = self._paths.get(path)
+            if kind is not None:
+                await self._beacon(kind, scope, receive, send)
+                return
+        await self._rest(scope, receive, send)
+
+    async def _beacon(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
+        method = scope["method"]
+        if method not in ("GET", "POST"):
+            answer = STORED if method == "HEAD" else PREFLIGHT if method == "OPTIONS" else WRONG_METHOD
+            await send(answer)
+            await send(EMPTY)
+            return
+        headers = dict(scope["headers"])
+        if b"x-forwarded-for" in headers:
+            headers[b"x-forwarded-for"] = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for")
+        body, start = b"", STORED
+        if b"content-length" in headers or b"transfer-encoding" in headers:
+            body = await _read(receive)
+            if len(body) > MAX_BEACON_BYTES:
+                start = UNREAD_BODY
+        client = scope.get("client")
+        hit = self._collector.collect(
+            kind, scope["query_string"], body, headers, client[0] if client else "", time.time_ns() // 1_000_000
+        )
+        intake = self._intake() if callable(self._intake) else self._intake
+        if isinstance(hit, Outcome):
+            intake.drop(self._collector.site(headers.get(b"host", b"").decode("latin-1")) or DEFAULT_SITE, hit)
+        else:
+            observe = self._observe
+            if observe is not None:
+                observe("received", hit)
+            try:
+                await intake.append(hit)
+            except SpoolRefused:
+                intake.refuse(hit.site)
+                start = NOT_STORED
+            if observe is not None:
+                observe("stored" if start is STORED else "refused", hit)
+        await send(start)
+        await send(PIXEL)
+
+
+async def _read(receive: Receive) -> bytes:
+    """The body, read no further than one byte over the limit."""
+    chunks, size = [], 0
+    while size <= MAX_BEACON_BYTES:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            break
+        chunks.append(chunk := message.get("body", b""))
+        size += len(chunk)
+        if not message.get("more_body", False):
+            break
+    return b"".join(chunks)

@@ -1,0 +1,89 @@
+"""The WSGI edge: the same rule for threaded servers. The thread waits for the commit; many threads share one."""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from proxy.collector.collect import Collector
+from proxy.collector.config import CollectorConfig
+from proxy.collector.pixel import GIF, GIF_HEADERS, PREFLIGHT_HEADERS, WRONG_METHOD_HEADERS, Headers
+from proxy.hit import DEFAULT_SITE, MAX_BEACON_BYTES
+from proxy.outcome import Outcome
+from proxy.spool.port import Intake, SpoolRefused
+
+StartResponse = Callable[[str, list[tuple[str, str]]], Any]
+
+
+def _text(headers: Headers) -> list[tuple[str, str]]:
+    return [(name.decode().title(), value.decode()) for name, value in headers]
+
+
+GIF_TEXT = _text(GIF_HEADERS)
+NOT_STORED_TEXT = [*GIF_TEXT, ("Retry-After", "1")]
+PREFLIGHT_TEXT = _text(PREFLIGHT_HEADERS)
+WRONG_METHOD_TEXT = _text(WRONG_METHOD_HEADERS)
+
+
+class CollectorWsgi:
+    """The public application. `intake` is called at each request, so that it can be opened after a server forks."""
+
+    def __init__(self, config: CollectorConfig, intake: Callable[[], Intake]) -> None:
+        self._collector = Collector(config)
+        self._intake = intake
+
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        kind = self._collector.paths.get(environ.get("PATH_INFO", ""))
+        if kind is None:
+            start_response("404 Not Found", [("Content-Type", "text/plain"), ("Content-Length", "9")])
+            return [b"Not Found"]
+        method = environ["REQUEST_METHOD"]
+        if method not in ("GET", "POST"):
+            if method == "HEAD":
+                start_response("200 OK", GIF_TEXT)
+            elif method == "OPTIONS":
+                start_response("204 No Content", PREFLIGHT_TEXT)
+            else:
+                start_response("405 Method Not Allowed", WRONG_METHOD_TEXT)
+            return []
+        headers = {
+            name[5:].replace("_", "-").lower().encode("latin-1"): value.encode("latin-1", "replace")
+            for name, value in environ.items()
+            if name.startswith("HTTP_")
+        }
+        query = environ.get("QUERY_STRING", "").encode("latin-1", "replace")
+        intake = self._intake()
+        hit = self._collector.collect(
+            kind, query, _read(environ), headers, environ.get("REMOTE_ADDR", ""), time.time_ns() // 1_000_000
+        )
+        if isinstance(hit, Outcome):
+            intake.drop(self._collector.site(environ.get("HTTP_HOST", "")) or DEFAULT_SITE, hit)
+        else:
+            try:
+                intake.append_blocking(hit)
+            except SpoolRefused:
+                intake.refuse(hit.site)
+                start_response("503 Service Unavailable", NOT_STORED_TEXT)
+                return [GIF]
+        start_response("200 OK", GIF_TEXT)
+        return [GIF]
+
+
+def _read(environ: dict[str, Any]) -> bytes:
+    """The body, read no further than one byte over the limit. A server that marks the end itself may send it chunked."""
+    limit = MAX_BEACON_BYTES + 1
+    length = environ.get("CONTENT_LENGTH") or ""
+    if length.isdigit():
+        limit = min(limit, int(length))
+    elif not environ.get("wsgi.input_terminated"):
+        return b""
+    chunks, size = [], 0
+    while size < limit:
+        try:
+            chunk: bytes = environ["wsgi.input"].read(limit - size)
+        except (OSError, ValueError):  # the client went away, or framed its body wrongly: keep what arrived
+            break
+        if not chunk:
+            break
+        chunks.append(chunk)
+        size += len(chunk)
+    return b"".join(chunks)
