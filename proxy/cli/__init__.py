@@ -1,6 +1,7 @@
 """The command `beacon-proxy`. Each command is one file's function; here they are only named, documented and connected."""
 
 import json
+import sqlite3
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -126,6 +127,9 @@ def main() -> None:
     """Entry point. A mistake of the user's is told in plain words, with exit status 2; never as a traceback."""
     try:
         app()
+    except sqlite3.Error as error:
+        print(f"beacon-proxy: spool: {error}; expected a readable spool directory (setting spool)", file=sys.stderr)
+        sys.exit(1)
     except (settings.SettingsError, SpoolError) as error:
         for line in str(error).splitlines():
             print(f"beacon-proxy: {line}", file=sys.stderr)

@@ -7,6 +7,7 @@ settings code, to be up quickly.
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -45,6 +46,7 @@ class _Server(uvicorn.Server):
 
 def server(app: CollectorApp | Starlette, grace_s: float) -> _Server:
     """A uvicorn server for the public listener. Access logs are off: a line per beacon would hold addresses and queries."""
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # a warning for each malformed request is the sender's to cause
     return _Server(
         uvicorn.Config(
             app,

@@ -20,8 +20,8 @@ def page(beacon: Beacon, hit: Hit) -> dict[str, str]:
     except ValueError:
         return {}
     found = {"URL": url}
-    own = hit.host.rsplit(":", 1)[0].lower() if not hit.host.endswith("]") else hit.host.lower()
-    if host and own and not same_site(host, own.strip("[]")):
+    own = (hit.host if hit.host.endswith("]") else hit.host.rsplit(":", 1)[0]).strip("[]").lower()
+    if host and own and not same_site(host, own):
         found["Referrer"] = url
     return found
 

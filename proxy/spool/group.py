@@ -91,8 +91,8 @@ class GroupCommit:
             error: SpoolRefused | None = None
             try:
                 self._commit(hits, counts)
-            except SpoolRefused as refused:
-                error = refused
+            except Exception as failure:  # whatever it is: the writer lives on, and every waiter is told
+                error = failure if isinstance(failure, SpoolRefused) else SpoolRefused(repr(failure))
                 with self._bell:
                     retry_counts = not self._closing
                     if retry_counts:

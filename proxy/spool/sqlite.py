@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 import msgspec
 
@@ -54,22 +55,30 @@ class ForwarderRunning(SpoolError):
     """Another forwarder holds this spool directory."""
 
 
-def open_file(path: Path, *, durability: str) -> sqlite3.Connection:
-    """Open a lane's file, creating it with today's schema. Raises SpoolError for a file of a newer schema."""
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_MS / 1000)
+def create_file(path: Path) -> None:
+    """Make an empty lane under another name and rename it, so that nobody ever opens one that is half made."""
+    unfinished = path.with_suffix(".new")
+    unfinished.unlink(missing_ok=True)
+    db = sqlite3.connect(unfinished, isolation_level=None)
     try:
         db.execute("PRAGMA journal_mode = WAL")
+        db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    finally:
+        db.close()
+    unfinished.rename(path)
+    sync_directory(path.parent)
+
+
+def open_file(path: Path, *, durability: str) -> sqlite3.Connection:
+    """Open a lane's file. Raises SpoolError for a file of a newer schema, sqlite3.Error for one that cannot be read."""
+    db = sqlite3.connect(
+        f"file:{quote(str(path))}?mode=rw", uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_MS / 1000
+    )
+    try:
         db.execute(f"PRAGMA synchronous = {'FULL' if durability == 'disk' else 'NORMAL'}")
         db.execute("PRAGMA journal_size_limit = 67108864")
         version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0:
-            with transaction(db):
-                if db.execute("PRAGMA user_version").fetchone()[0] == 0:
-                    for statement in SCHEMA.split(";\n"):
-                        if statement.strip():
-                            db.execute(statement)
-                    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        elif version > SCHEMA_VERSION:
+        if version > SCHEMA_VERSION:
             raise SpoolError(
                 f"{path} has spool schema {version}, and this version of beacon-proxy knows schemas up to {SCHEMA_VERSION}: "
                 "it was written by a newer version. Run that version, or let it drain the spool first."
@@ -139,11 +148,11 @@ class Lane:
             number += 1
         self._lock = held
         self.path = self._directory / f"lane-{number:04d}.db"
+        if not self.path.exists():
+            create_file(self.path)
         self._db = open_file(self.path, durability=durability)
         self._db.execute(f"PRAGMA wal_autocheckpoint = {COLLECTOR_CHECKPOINT_PAGES}")
         self._page_size: int = self._db.execute("PRAGMA page_size").fetchone()[0]
-        if durability == "disk":
-            sync_directory(self._directory)
         self._group = GroupCommit(self._commit, self._finish)
         self.append = self._group.append
         self.append_blocking = self._group.append_blocking

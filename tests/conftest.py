@@ -1,0 +1,179 @@
+"""What the tests stand on: real processes and real sockets. The vendor is the sandbox, over HTTP; nothing else is pretended."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+API_KEY = "test-key-5f2c8e"
+DEADLINE_S = 20.0
+
+
+def wait_for(condition: Callable[[], Any], what: str, timeout: float = DEADLINE_S) -> Any:
+    """The condition's first true value; never a bare sleep."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {timeout} s in vain for {what}")
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def listening(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.2)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def clean_environment(**over: str) -> dict[str, str]:
+    """This machine's environment without any setting of the proxy."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("BEACON_PROXY_")}
+    return {**kept, **over}
+
+
+def kill_tree(pid: int) -> None:
+    """kill -9 of a process and all below it, parents first so that nothing is restarted."""
+    victims = [pid]
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGSTOP)
+    for parent in victims:
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{parent}/task").iterdir():
+                victims += [int(child) for child in (task / "children").read_text().split()]
+    for victim in victims:
+        with contextlib.suppress(OSError):
+            os.kill(victim, signal.SIGKILL)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+
+
+class SandboxProcess:
+    """The vendor's stand-in as a process."""
+
+    def __init__(self, port: int | None = None) -> None:
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process = subprocess.Popen([sys.executable, "-m", "proxy.sandbox", "--port", str(self.port)])
+        wait_for(lambda: listening(self.port), "the sandbox")
+
+    def report(self) -> dict[str, Any]:
+        found: dict[str, Any] = httpx.get(f"{self.url}/received", timeout=10).json()
+        return found
+
+    def beacons(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.report()["beacons"]
+        return found
+
+    def wait(self, n: int) -> list[dict[str, Any]]:
+        """At least `n` beacons, once they are there."""
+        return wait_for(lambda: len(found := self.beacons()) >= n and found, f"{n} beacons upstream")  # type: ignore[no-any-return]
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+class ProxyProcess:
+    """`beacon-proxy serve` (or another command) as a user starts it."""
+
+    def __init__(self, spool: Path, upstream: str, command: str = "serve", port: int | None = None, **settings: str) -> None:
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.environment = clean_environment(
+            **{
+                "BEACON_PROXY_API_KEY": API_KEY,
+                "BEACON_PROXY_UPSTREAM": upstream,
+                "BEACON_PROXY_SPOOL": f"sqlite:{spool}",
+                "BEACON_PROXY_PORT": str(self.port),
+                "BEACON_PROXY_BACKOFF_BASE": "0.1",
+                "BEACON_PROXY_BACKOFF_CAP": "0.5",
+            },
+            **{f"BEACON_PROXY_{name.upper()}": value for name, value in settings.items()},
+        )
+        self.log = spool.parent / f"{spool.name}-{command}-{self.port}.log"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "proxy", command], env=self.environment, stdout=log, stderr=log, start_new_session=True
+            )
+        if command == "serve":
+            prefix = settings.get("prefix", "")
+            wait_for(lambda: self._answers(f"{self.url}{prefix}/e"), "the proxy")
+
+    def _answers(self, url: str) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.head(url, timeout=5).status_code == 200
+        return False
+
+    def status(self) -> dict[str, Any]:
+        out = subprocess.run(
+            [sys.executable, "-m", "proxy", "status", "--json"], env=self.environment, capture_output=True, check=True, timeout=30
+        )
+        found: dict[str, Any] = json.loads(out.stdout)
+        return found
+
+    def stop(self) -> int:
+        """SIGTERM; the exit status."""
+        self.process.terminate()
+        return self.process.wait(timeout=DEADLINE_S)
+
+    def kill(self) -> None:
+        kill_tree(self.process.pid)
+        self.process.wait()
+
+
+@pytest.fixture
+def sandbox() -> Iterator[SandboxProcess]:
+    """A vendor of one's own."""
+    process = SandboxProcess()
+    yield process
+    process.stop()
+
+
+@pytest.fixture
+def serve(sandbox: SandboxProcess, tmp_path: Path) -> Iterator[Callable[..., ProxyProcess]]:
+    """Starts `beacon-proxy serve` towards the sandbox; settings by keyword. Whatever was started is ended."""
+    started: list[ProxyProcess] = []
+
+    def start(**settings: Any) -> ProxyProcess:
+        settings = {"spool": tmp_path / "spool", "upstream": sandbox.url, **settings}
+        started.append(ProxyProcess(**settings))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.process.poll() is None:
+            process.kill()
+
+
+def need(tool: str, package: str) -> str:
+    """The path of a program from Debian; without it the test is skipped saying what to install, and under CI it fails."""
+    import shutil
+
+    path = shutil.which(tool)
+    if path is None:
+        message = f"{tool} is not on this machine: apt-get install {package}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    return path

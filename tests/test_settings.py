@@ -1,0 +1,161 @@
+"""Settings: where they come from, and how a wrong one is explained."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import clean_environment
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.settings import Settings, SettingsError, load
+
+KEY = {"BEACON_PROXY_API_KEY": "sekret-key-9"}
+
+
+def refusal(environ: dict[str, str], config: Path | None = None) -> str:
+    with pytest.raises(SettingsError) as refused:
+        load(config, environ).forwarder()
+    return str(refused.value)
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
+    """Same names in both."""
+    file = tmp_path / "proxy.toml"
+    file.write_text('workers = 2\nport = 9000\n[sites.shop]\nhosts = ["shop.example"]\napi_key = "a"\n')
+    environ = {"BEACON_PROXY_PORT": "9001", "BEACON_PROXY_SITES__SHOP__API_KEY": "b"}
+    loaded = load(file, environ)
+    assert (loaded.workers, loaded.port) == (2, 9001)
+    assert loaded.forwarder().sites["shop"].api_key == "b"
+
+
+def test_lists_in_the_environment_are_comma_separated_and_presets_have_names() -> None:
+    """One way to write a list."""
+    loaded = load(None, {"BEACON_PROXY_TRUSTED_PROXIES": "10.0.0.0/8, loopback"})
+    assert loaded.trusted_proxies == ["10.0.0.0/8", "127.0.0.0/8", "::1/128"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("PORT", "80000", "65535"),
+        ("PORT", "http", "valid integer"),
+        ("WORKERS", "0", "greater than or equal to 1"),
+        ("UPSTREAM", "trk.example", "URL"),
+        ("UPSTREAM", "https://u:p@trk.example", "without user"),
+        ("DURABILITY", "maybe", "'disk' or 'os'"),
+        ("SPOOL", "/var/spool", "sqlite:DIR"),
+        ("PREFIX", "a b", "path of letters"),
+        ("TRUSTED_PROXIES", "everybody", "CIDRs"),
+        ("MAX_BYTES", "lots", "10GiB"),
+        ("SITES__SHOP__HOSTS", "not a host!", "names such as"),
+    ],
+)
+def test_a_wrong_value_names_the_setting_what_was_found_and_what_was_expected(name: str, value: str, expected: str) -> None:
+    """Whoever reads the message can mend the mistake without the docs."""
+    message = refusal({**KEY, f"BEACON_PROXY_{name}": value})
+    assert f"BEACON_PROXY_{name}" in message
+    assert value in message
+    assert expected in message
+
+
+def test_a_misspelt_setting_is_an_error_with_a_suggestion(tmp_path: Path) -> None:
+    """A setting that is silently ignored is a trap."""
+    assert "did you mean BEACON_PROXY_WORKERS?" in refusal({**KEY, "BEACON_PROXY_WORKER": "2"})
+    file = tmp_path / "proxy.toml"
+    file.write_text('durabilty = "os"\n[sites.shop]\nhosts = ["a.b"]\napikey = "x"\n')
+    message = refusal(KEY, file)
+    assert "durabilty" in message
+    assert "did you mean durability?" in message
+    assert "did you mean sites.shop.api_key?" in message
+    assert str(file) in message
+
+
+def test_a_missing_key_is_told_with_the_way_to_give_it() -> None:
+    """The first mistake everybody makes."""
+    assert "BEACON_PROXY_API_KEY" in refusal({})
+
+
+def test_a_wrong_key_is_refused_without_showing_it() -> None:
+    """Also a mistyped secret is a secret."""
+    message = refusal({"BEACON_PROXY_API_KEY": "my secret key"})
+    assert "secret key" not in message
+    assert "BEACON_PROXY_API_KEY" in message
+
+
+def test_the_key_shows_in_no_representation_and_in_no_collectors_part() -> None:
+    """Not by accident either."""
+    loaded = load(None, {**KEY, "BEACON_PROXY_SITES__SHOP__HOSTS": "a.b"})
+    assert "sekret" not in repr(loaded) + str(loaded) + repr(loaded.forwarder()) + repr(loaded.collector())
+
+
+def test_a_host_belongs_to_one_site() -> None:
+    """Else a beacon's way would depend on the order of a file."""
+    environ = {**KEY, "BEACON_PROXY_SITES__A__HOSTS": "x.y", "BEACON_PROXY_SITES__B__HOSTS": "x.y"}
+    assert "both 'a' and 'b'" in refusal(environ)
+
+
+def test_files_that_cannot_be_read_are_told_plainly(tmp_path: Path) -> None:
+    """No traceback for a path mistyped or a bracket forgotten."""
+    assert "cannot read" in refusal({}, tmp_path / "none.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("port = [")
+    assert "not a TOML file" in refusal({}, broken)
+
+
+@given(st.sampled_from(sorted(Settings.model_fields)), st.text(st.characters(exclude_characters="\0"), max_size=30))
+def test_no_text_in_a_setting_can_break_more_than_that_setting(name: str, value: str) -> None:
+    """Settings come from people."""
+    message = ""
+    try:
+        load(None, {f"BEACON_PROXY_{name.upper()}": value})
+    except SettingsError as refused:
+        message = str(refused)
+    assert not message or name.upper() in message
+
+
+def run(*arguments: str, **environ: str) -> "subprocess.CompletedProcess[str]":
+    environment = clean_environment(**environ)
+    return subprocess.run(
+        [sys.executable, "-m", "proxy", *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_check_says_in_plain_words_what_a_configuration_will_do() -> None:
+    """Before anything is started."""
+    done = run("check", **KEY, BEACON_PROXY_PREFIX="x7", BEACON_PROXY_DURABILITY="os")
+    assert done.returncode == 0
+    assert "http://127.0.0.1:8000/x7/e" in done.stdout
+    assert "not a power cut" in done.stdout
+    assert "sekret" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", ["check", "serve", "forward"])
+def test_a_wrong_configuration_ends_with_status_2_and_no_traceback(command: str) -> None:
+    """A user's mistake is told, not dumped."""
+    done = run(command, BEACON_PROXY_API_KEY="k", BEACON_PROXY_WORKRES="2")
+    assert done.returncode == 2
+    assert "did you mean BEACON_PROXY_WORKERS?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_serve_refuses_what_its_processes_could_not_share() -> None:
+    """A memory spool would lose every beacon between collector and forwarder."""
+    done = run("serve", **KEY, BEACON_PROXY_SPOOL="memory:", BEACON_PROXY_PORT="0")
+    assert done.returncode == 2
+    assert "sqlite:DIR" in done.stderr
+
+
+def test_a_port_that_is_taken_is_told_plainly(tmp_path: Path) -> None:
+    """The second mistake everybody makes."""
+    import socket
+
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = str(holder.getsockname()[1])
+        done = run("serve", **KEY, BEACON_PROXY_PORT=port, BEACON_PROXY_SPOOL=f"sqlite:{tmp_path}")
+    assert done.returncode == 2
+    assert "BEACON_PROXY_PORT" in done.stderr
+    assert "Traceback" not in done.stderr
