@@ -7,19 +7,17 @@ settings code, to be up quickly.
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import msgspec
-import uvicorn
-from starlette.applications import Starlette
 
 from proxy.collector.asgi import CollectorApp
 from proxy.collector.config import CollectorConfig
+from proxy.collector.server import make_server
 from proxy.forward.config import ForwarderConfig
 from proxy.forward.forwarder import Forwarder
 from proxy.log import configure, log
@@ -29,36 +27,6 @@ from proxy.spool.sqlite import ForwarderRunning, SpoolError
 
 EX_CONFIG = 78
 """Exit status for what a restart cannot mend (sysexits.h): the supervisor stops and says so."""
-KEEP_ALIVE_S = 75
-"""Longer than nginx keeps an idle connection to an upstream (60 s), so that nginx is the one to close it."""
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, with the stop signal left to this module (uvicorn raises it again at the end, which skips the clean-up)."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    def stop(self) -> None:
-        self.should_exit = True
-
-
-def server(app: CollectorApp | Starlette, grace_s: float) -> _Server:
-    """A uvicorn server for the public listener. Access logs are off: a line per beacon would hold addresses and queries."""
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # a warning for each malformed request is the sender's to cause
-    return _Server(
-        uvicorn.Config(
-            app,
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=max(1, int(grace_s - 2)),
-        )
-    )
 
 
 def _when_told(stop: Callable[[], None]) -> None:
@@ -79,7 +47,7 @@ async def run_collector(config: CollectorConfig, fd: int) -> None:
     """Serve beacons on the listening socket `fd` until told to stop."""
     intake = open_intake(config.spool)
     try:
-        serving = server(CollectorApp(config, intake), config.shutdown_grace_s)
+        serving = make_server(CollectorApp(config, intake), config.shutdown_grace_s)
         _when_told(serving.stop)
         await serving.serve(sockets=[socket.socket(fileno=fd)])
     finally:

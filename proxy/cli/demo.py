@@ -12,11 +12,12 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from rich.console import Console
 from rich.text import Text
 
-from proxy.cli.child import loop_factory, server
+from proxy.cli.child import loop_factory
 from proxy.cli.shop import ROUTES
 from proxy.cli.supervisor import bind
 from proxy.collector.asgi import CollectorApp
 from proxy.collector.config import CollectorConfig
+from proxy.collector.server import make_server
 from proxy.forward.config import ForwarderConfig, Site
 from proxy.forward.forwarder import Attempted, Forwarder
 from proxy.hit import Hit
@@ -91,7 +92,7 @@ async def _demo(listener: socket.socket) -> int:
             intake = open_intake(spool)
             config = ForwarderConfig(spool=spool, sites={"default": Site(upstream, DEMO_KEY)}, shutdown_grace_s=1.5)
             forwarder = Forwarder(config, open_outlet(spool), teller.attempted)
-            collector = server(CollectorApp(CollectorConfig(spool=spool), intake, ROUTES, teller.collected), 3)
+            collector = make_server(CollectorApp(CollectorConfig(spool=spool), intake, ROUTES, teller.collected), 3)
             tasks = [asyncio.create_task(forwarder.run()), asyncio.create_task(collector.serve(sockets=[listener]))]
             host, port = listener.getsockname()[:2]
             console.print(f"[bold]Open http://{host}:{port}/[/] and watch its beacons here.")
@@ -110,7 +111,7 @@ async def _demo(listener: socket.socket) -> int:
 async def _vendor() -> AsyncIterator[str]:
     """The sandbox upstream on a free port; its base URL."""
     listener = bind("127.0.0.1", 0)
-    vendor = server(make_app(Sandbox()), 1)
+    vendor = make_server(make_app(Sandbox()), 1)
     task = asyncio.create_task(vendor.serve(sockets=[listener]))
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
