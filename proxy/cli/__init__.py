@@ -41,7 +41,10 @@ def _root(
 
 
 @app.command()
-def serve(config: ConfigOption = None, workers: Annotated[int | None, typer.Option(help="Collector processes.")] = None) -> None:
+def serve(
+    config: ConfigOption = None,
+    workers: Annotated[int | None, typer.Option(help="Collector processes; wins over the setting.", min=1, max=256)] = None,
+) -> None:
     """Run the collectors and the forwarder until stopped.
 
     Each is a process of its own and is restarted if it dies. SIGTERM and Ctrl-C stop them: what was accepted is answered, what is
@@ -50,7 +53,9 @@ def serve(config: ConfigOption = None, workers: Annotated[int | None, typer.Opti
     from proxy.cli.supervisor import Supervisor
     from proxy.log import configure, log
 
-    loaded = _load(config, {"workers": workers})
+    loaded = settings.load(config)
+    if workers is not None:
+        loaded = loaded.model_copy(update={"workers": workers})
     configure(loaded.log_level)
     supervisor = Supervisor(loaded)
     log.info("listening", url=supervisor.url + loaded.prefix, spool=loaded.spool, durability=loaded.durability)
@@ -70,7 +75,7 @@ def forward(config: ConfigOption = None) -> None:
     from proxy.cli.child import loop_factory, run_forwarder
     from proxy.log import configure, log
 
-    loaded = _load(config)
+    loaded = settings.load(config)
     configure(loaded.log_level)
     forwarding = loaded.forwarder()
 
@@ -101,7 +106,7 @@ def check(
     """Say in plain words what a configuration will do; refuse a wrong one. Starts and sends nothing. Exit status 0 or 2."""
     from proxy.cli.check import describe
 
-    print(settings.table() if table else describe(_load(config)))
+    print(settings.table() if table else describe(settings.load(config)))
 
 
 @app.command()
@@ -112,15 +117,9 @@ def status(
     """The ledger, summed over all lanes, running or not: received = delivered + dropped + dead + pending."""
     from proxy.cli.status import render, summary
 
-    loaded = _load(config)
+    loaded = settings.load(config)
     found = summary(ledger_of(loaded.spool_config()))
     print(json.dumps(found) if as_json else render(found))
-
-
-def _load(config: Path | None, over: dict[str, object] | None = None) -> settings.Settings:
-    loaded = settings.load(config)
-    changed = {name: value for name, value in (over or {}).items() if value is not None}
-    return settings.Settings.model_validate({**dict(loaded), **changed}) if changed else loaded
 
 
 def main() -> None:

@@ -73,7 +73,8 @@ class Supervisor:
         collector, forwarder = settings.collector(), settings.forwarder()
         self._listener = bind(settings.host, settings.port)
         fd = str(self._listener.fileno())
-        self.url = "http://{}:{}".format(*self._listener.getsockname()[:2])
+        address, port = self._listener.getsockname()[:2]
+        self.url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
         encode = msgspec.json.encode
         self._children = [_Child("forwarder", ["forwarder"], encode(forwarder) + b"\n")] + [
             _Child(f"collector-{n}", ["collector", fd], encode(collector) + b"\n") for n in range(settings.workers)

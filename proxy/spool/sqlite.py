@@ -148,9 +148,13 @@ class Lane:
             number += 1
         self._lock = held
         self.path = self._directory / f"lane-{number:04d}.db"
-        if not self.path.exists():
-            create_file(self.path)
-        self._db = open_file(self.path, durability=durability)
+        try:
+            if not self.path.exists():
+                create_file(self.path)
+            self._db = open_file(self.path, durability=durability)
+        except BaseException:
+            os.close(held)
+            raise
         self._db.execute(f"PRAGMA wal_autocheckpoint = {COLLECTOR_CHECKPOINT_PAGES}")
         self._page_size: int = self._db.execute("PRAGMA page_size").fetchone()[0]
         self._group = GroupCommit(self._commit, self._finish)
