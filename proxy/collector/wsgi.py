@@ -11,6 +11,7 @@ from proxy.hit import DEFAULT_SITE, MAX_BEACON_BYTES
 from proxy.outcome import Outcome
 from proxy.spool.port import Intake, SpoolRefused
 
+MAX_DISCARDED = 1024 * 1024
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 
 
@@ -69,8 +70,12 @@ class CollectorWsgi:
 
 
 def _read(environ: dict[str, Any]) -> bytes:
-    """The body, read no further than one byte over the limit. A server that marks the end itself may send it chunked."""
-    limit = MAX_BEACON_BYTES + 1
+    """The body, kept up to one byte over the limit. A server that marks the end itself may send it chunked.
+
+    What is over the limit is read and thrown away, within reason: a server that closes on unread bytes resets the connection,
+    and the client would never see the answer.
+    """
+    limit = MAX_DISCARDED
     length = environ.get("CONTENT_LENGTH") or ""
     if length.isdigit():
         limit = min(limit, int(length))
@@ -79,11 +84,12 @@ def _read(environ: dict[str, Any]) -> bytes:
     chunks, size = [], 0
     while size < limit:
         try:
-            chunk: bytes = environ["wsgi.input"].read(limit - size)
+            chunk: bytes = environ["wsgi.input"].read(min(limit - size, 65_536))
         except (OSError, ValueError):  # the client went away, or framed its body wrongly: keep what arrived
             break
         if not chunk:
             break
-        chunks.append(chunk)
+        if size <= MAX_BEACON_BYTES:
+            chunks.append(chunk)
         size += len(chunk)
     return b"".join(chunks)

@@ -3,7 +3,9 @@
 Both send the same bytes: no redirects followed, no cookies kept, no conditional headers, no body decoded.
 """
 
+import asyncio
 from datetime import timedelta
+from http.cookiejar import DefaultCookiePolicy
 from typing import Protocol
 
 from proxy import __version__
@@ -42,6 +44,10 @@ class PyreqwestUpstream:
             .user_agent(USER_AGENT)
             .follow_redirects(False)
             .default_cookie_store(False)
+            .gzip(False)
+            .brotli(False)
+            .zstd(False)
+            .deflate(False)
             .referer(False)
             .no_proxy()
             .pool_max_idle_per_host(connections)
@@ -79,15 +85,21 @@ class HttpxUpstream:
             trust_env=False,
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
         )
+        self._timeout_s = timeout_s  # httpx limits each read, not the whole attempt
+        self._client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        for default in ("accept-encoding", "connection"):
+            del self._client.headers[default]
 
     async def send(self, request: UpstreamRequest) -> Answer:
         try:
-            if request.body is None:
-                response = await self._client.get(request.url)
-            else:
-                response = await self._client.post(request.url, content=request.body, headers={"content-type": FORM})
-            self._client.cookies.clear()
-            return Answer(response.status_code, retry_after=response.headers.get("retry-after", ""))
+            method, headers = ("GET", {}) if request.body is None else ("POST", {"content-type": FORM})
+            async with (
+                asyncio.timeout(self._timeout_s),
+                self._client.stream(method, request.url, content=request.body, headers=headers) as response,
+            ):
+                async for _ in response.aiter_raw():
+                    pass
+                return Answer(response.status_code, retry_after=response.headers.get("retry-after", ""))
         except (self._httpx.HTTPError, self._httpx.InvalidURL, OSError) as error:
             return Answer(failure=type(error).__name__)
 
