@@ -4,6 +4,7 @@ Real clients send bytes that are no URL (raw UTF-8, a "#" that leaked out of a v
 query short. Here they are escaped as they arrive, so that the beacon is read as it was meant.
 """
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Iterator
@@ -48,9 +49,17 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
+def _not_a_cancellation(record: logging.LogRecord) -> bool:
+    """A client that was still sending when the grace ended is cut off; that is no error of ours."""
+    cancelled = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not cancelled and not record.getMessage().startswith("Cancel ")
+
+
 def make_server(app: Any, grace_s: float) -> Server:
     """A server for the public listener. Access logs are off: a line per beacon would hold addresses and queries."""
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # a warning for each malformed request is the sender's to cause
+    logger = logging.getLogger("uvicorn.error")
+    logger.setLevel(logging.ERROR)  # a warning for each malformed request is the sender's to cause
+    logger.addFilter(_not_a_cancellation)
     return Server(
         uvicorn.Config(
             app,

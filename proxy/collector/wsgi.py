@@ -11,7 +11,7 @@ from proxy.hit import DEFAULT_SITE, MAX_BEACON_BYTES
 from proxy.outcome import Outcome
 from proxy.spool.port import Intake, SpoolRefused
 
-MAX_DISCARDED = 1024 * 1024
+MAX_DISCARDED = 16 * 1024 * 1024
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 
 
