@@ -27,11 +27,12 @@ test: setup ## Run the tests
 	$(RUN)pytest -n auto
 
 .PHONY: lint
-lint: setup ## Check style, types and the direction of imports
+lint: setup ## Check style, types, the direction of imports and the generated tables
 	$(RUN)ruff check .
 	$(RUN)ruff format --check .
 	$(RUN)mypy
 	$(RUN)lint-imports
+	$(RUN)python docs/generate.py --check
 
 .PHONY: docs
 docs: setup ## Write the generated tables anew
