@@ -1,4 +1,4 @@
-"""Writes the tables that are made from the code into the documents: `make docs`. With --check it only says what is out of date."""
+"""Writes the tables that are made from the code into the documents: `make docs`. With --check it only tells what is stale."""
 
 import argparse
 import sys
