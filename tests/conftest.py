@@ -105,10 +105,11 @@ class ProxyProcess:
                 "BEACON_PROXY_UPSTREAM": upstream,
                 "BEACON_PROXY_SPOOL": f"sqlite:{spool}",
                 "BEACON_PROXY_PORT": str(self.port),
+                "BEACON_PROXY_ADMIN_PORT": "0",
                 "BEACON_PROXY_BACKOFF_BASE": "0.1",
                 "BEACON_PROXY_BACKOFF_CAP": "0.5",
-            },
-            **{f"BEACON_PROXY_{name.upper()}": value for name, value in settings.items()},
+                **{f"BEACON_PROXY_{name.upper()}": value for name, value in settings.items()},
+            }
         )
         self.log = spool.parent / f"{spool.name}-{command}-{self.port}.log"
         with self.log.open("ab") as log:

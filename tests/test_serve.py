@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import API_KEY, ProxyProcess, SandboxProcess, children, wait_for
+from conftest import API_KEY, ProxyProcess, SandboxProcess, children, free_port, listening, wait_for
 
 Serve = Callable[..., ProxyProcess]
 
@@ -232,3 +232,20 @@ def _load(port: int, who: str, answered: list[str], stop: threading.Event) -> No
                     answered.append(name)
     except OSError:
         return
+
+
+def test_the_admin_listener_tells_health_readiness_and_the_ledger(serve: Serve, sandbox: SandboxProcess, tmp_path: Path) -> None:
+    """Ready means: can keep its promise. The upstream being away is not unready; a full spool is."""
+    sandbox.stop()
+    port = free_port()
+    proxy = serve(admin_port=str(port), max_bytes="1MiB", concurrency="1")
+    admin = f"http://127.0.0.1:{port}"
+    wait_for(lambda: listening(port) and httpx.get(f"{admin}/readyz").status_code == 200, "readiness")
+    assert httpx.get(f"{admin}/healthz").status_code == 200
+    while httpx.post(f"{proxy.url}/e?_n=n&_p=p", content=b"v=" + b"x" * 60_000).status_code == 200:
+        assert httpx.get(f"{admin}/healthz").status_code == 200
+    unready = wait_for(lambda: (answer := httpx.get(f"{admin}/readyz")).status_code == 503 and answer, "redness")
+    assert "full" in unready.text
+    ledger = httpx.get(f"{admin}/").json()
+    assert ledger["pending"] == ledger["received"] > 0
+    assert httpx.get(f"{proxy.url}/healthz").status_code == 404

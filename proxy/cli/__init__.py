@@ -45,7 +45,7 @@ def serve(
     config: ConfigOption = None,
     workers: Annotated[int | None, typer.Option(help="Collector processes; wins over the setting.", min=1, max=256)] = None,
 ) -> None:
-    """Run the collectors and the forwarder until stopped.
+    """Run the collectors, the forwarder and the admin listener until stopped.
 
     Each is a process of its own and is restarted if it dies. SIGTERM and Ctrl-C stop them: what was accepted is answered, what is
     not delivered stays in the spool. Needs api_key.
@@ -58,7 +58,13 @@ def serve(
         loaded = loaded.model_copy(update={"workers": workers})
     configure(loaded.log_level)
     supervisor = Supervisor(loaded)
-    log.info("listening", url=supervisor.url + loaded.prefix, spool=loaded.spool, durability=loaded.durability)
+    log.info(
+        "listening",
+        url=supervisor.url + loaded.prefix,
+        admin=supervisor.admin_url,
+        spool=loaded.spool,
+        durability=loaded.durability,
+    )
     raise typer.Exit(supervisor.run())
 
 
@@ -115,7 +121,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON, for scripts.")] = False,
 ) -> None:
     """The ledger, summed over all lanes, running or not: received = delivered + dropped + dead + pending."""
-    from proxy.cli.status import render, summary
+    from proxy.admin.summary import render, summary
 
     loaded = settings.load(config)
     found = summary(ledger_of(loaded.spool_config()))

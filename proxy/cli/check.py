@@ -12,6 +12,7 @@ def describe(settings: Settings) -> str:
         _durability(settings),
         f"Beyond {settings.max_bytes:,} bytes in the spool new beacons are refused (503); what is stored stays.",
     ]
+    lines.append(f"Health and status are answered at http://{settings.admin_host}:{settings.admin_port}/ (keep it private).")
     if not settings.sites:
         lines.append(f"Beacons for every host go to {settings.upstream}, with the configured API key (not shown).")
     for name, site in settings.sites.items():

@@ -1,4 +1,4 @@
-"""A process of `serve`: one collector, or the forwarder. `python -m proxy.cli.child collector FD | forwarder`.
+"""A process of `serve`: `python -m proxy.cli.child collector FD | forwarder | admin FD`.
 
 Its configuration comes as one JSON line on standard input, so no key stands in any environment or argument list. Standard input
 then stays open: its end means that the supervisor is gone, and the process stops by itself. It imports no command line and no
@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from proxy.admin.app import AdminConfig, make_app
 from proxy.collector.asgi import CollectorApp
 from proxy.collector.config import CollectorConfig
 from proxy.collector.server import make_server
@@ -52,6 +53,13 @@ async def run_collector(config: CollectorConfig, fd: int) -> None:
         await serving.serve(sockets=[socket.socket(fileno=fd)])
     finally:
         intake.close()
+
+
+async def run_admin(config: AdminConfig, fd: int) -> None:
+    """Serve the admin listener on the socket `fd` until told to stop."""
+    serving = make_server(make_app(config), 3)
+    _when_told(serving.stop)
+    await serving.serve(sockets=[socket.socket(fileno=fd)])
 
 
 async def run_forwarder(config: ForwarderConfig, until: Callable[[Callable[[], None]], None]) -> None:
@@ -99,6 +107,10 @@ def main() -> int:
                 config = msgspec.json.decode(line, type=CollectorConfig)
                 configure(config.log_level)
                 runner.run(run_collector(config, int(sys.argv[2])))
+            elif sys.argv[1] == "admin":
+                admin = msgspec.json.decode(line, type=AdminConfig)
+                configure(admin.log_level)
+                runner.run(run_admin(admin, int(sys.argv[2])))
             else:
                 forwarding = msgspec.json.decode(line, type=ForwarderConfig)
                 configure(forwarding.log_level)

@@ -1,4 +1,4 @@
-"""`serve`: binds the public socket, starts the collectors and the forwarder, restarts what dies, stops all in time.
+"""`serve`: binds the sockets, starts collectors, forwarder and admin listener, restarts what dies, stops all in time.
 
 The supervisor serves nothing itself. It holds the listening socket, so a restarted collector finds the queue of connections
 where the dead one left it. Each child gets its configuration, and only the forwarder the key, by a pipe.
@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from proxy.admin.app import AdminConfig
 from proxy.cli.child import EX_CONFIG
 from proxy.log import log
-from proxy.settings import PREFIX, Settings, SettingsError
+from proxy.settings import PREFIX, Settings, SettingsError, variable
 
 BACKLOG = 2048
 BIND_PATIENCE_S = 3.0
@@ -36,8 +37,8 @@ class _Child:
     due: float = field(default=0.0)
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """The public listening socket. Raises SettingsError when it cannot be had."""
+def bind(host: str, port: int, setting: str = "") -> socket.socket:
+    """A listening socket. Raises SettingsError, naming the settings `{setting}host` and `{setting}port`, if it cannot be had."""
     deadline = time.monotonic() + BIND_PATIENCE_S
     while True:
         try:
@@ -54,8 +55,9 @@ def bind(host: str, port: int) -> socket.socket:
         except OSError as error:
             if isinstance(error, socket.gaierror) or time.monotonic() > deadline:
                 raise SettingsError(
-                    f"host, port: cannot listen on {host}:{port}: {error.strerror}; expected a free port on an address of this "
-                    "machine. Stop what holds it, or set port (BEACON_PROXY_PORT) to another."
+                    f"{setting}host, {setting}port: cannot listen on {host}:{port}: {error.strerror}; "
+                    f"expected a free port on an address of this machine. Stop what holds it, or set {setting}port "
+                    f"({variable((setting + 'port',))}) to another."
                 ) from None
             time.sleep(0.1)
 
@@ -71,13 +73,15 @@ class Supervisor:
             )
         self._grace = settings.shutdown_grace
         collector, forwarder = settings.collector(), settings.forwarder()
-        self._listener = bind(settings.host, settings.port)
-        fd = str(self._listener.fileno())
-        address, port = self._listener.getsockname()[:2]
-        self.url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+        admin = AdminConfig(settings.spool_config(), settings.log_level)
+        self._listeners = [bind(settings.host, settings.port), bind(settings.admin_host, settings.admin_port, "admin_")]
+        fd, admin_fd = (str(listener.fileno()) for listener in self._listeners)
+        self.url, self.admin_url = (_url(listener) for listener in self._listeners)
         encode = msgspec.json.encode
-        self._children = [_Child("forwarder", ["forwarder"], encode(forwarder) + b"\n")] + [
-            _Child(f"collector-{n}", ["collector", fd], encode(collector) + b"\n") for n in range(settings.workers)
+        self._children = [
+            _Child("forwarder", ["forwarder"], encode(forwarder) + b"\n"),
+            *(_Child(f"collector-{n}", ["collector", fd], encode(collector) + b"\n") for n in range(settings.workers)),
+            _Child("admin", ["admin", admin_fd], encode(admin) + b"\n"),
         ]
 
     def run(self) -> int:
@@ -96,7 +100,8 @@ class Supervisor:
                     status = 1
                     break
         finally:
-            self._listener.close()
+            for listener in self._listeners:
+                listener.close()
             self._stop()
         return status
 
@@ -147,6 +152,11 @@ class Supervisor:
                 process.kill()
                 process.wait()
             _close_pipe(process)
+
+
+def _url(listener: socket.socket) -> str:
+    address, port = listener.getsockname()[:2]
+    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
 
 def _close_pipe(process: subprocess.Popen[bytes]) -> None:

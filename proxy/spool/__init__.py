@@ -2,7 +2,7 @@
 
 from proxy.spool.memory import MemorySpool
 from proxy.spool.port import Intake, Ledger, Outlet, SpoolConfig
-from proxy.spool.sqlite import Lane, SqliteOutlet, read_ledger
+from proxy.spool.sqlite import Lane, SqliteOutlet, read_ledger, why_unready
 
 _MEMORY: dict[str, MemorySpool] = {}
 
@@ -29,3 +29,9 @@ def ledger_of(config: SpoolConfig) -> Ledger:
     if scheme == "memory":
         return _MEMORY.setdefault(place, MemorySpool()).ledger()
     return read_ledger(place)
+
+
+def unready(config: SpoolConfig) -> str:
+    """Why the spool cannot take beacons just now; "" if it can. Touches the disk, so it may take as long as the disk does."""
+    scheme, _, place = config.url.partition(":")
+    return "" if scheme == "memory" else why_unready(place, config.max_bytes)

@@ -156,7 +156,6 @@ class Lane:
             os.close(held)
             raise
         self._db.execute(f"PRAGMA wal_autocheckpoint = {COLLECTOR_CHECKPOINT_PAGES}")
-        self._page_size: int = self._db.execute("PRAGMA page_size").fetchone()[0]
         self._group = GroupCommit(self._commit, self._finish)
         self.append = self._group.append
         self.append_blocking = self._group.append_blocking
@@ -187,10 +186,8 @@ class Lane:
         now = time.monotonic()
         if now - self._looked >= SIZE_LOOK_S:
             self._looked = now
-            others = [path for path in lane_files(self._directory) if path != self.path]
-            self._others_bytes = sum(path.stat().st_size for path in others)
-        pages = self._db.execute("PRAGMA page_count").fetchone()[0] - self._db.execute("PRAGMA freelist_count").fetchone()[0]
-        if pages * self._page_size + self._others_bytes >= self._max_bytes:
+            self._others_bytes = sum(used_bytes(path) for path in lane_files(self._directory) if path != self.path)
+        if _used(self._db) + self._others_bytes >= self._max_bytes:
             raise SpoolRefused(f"the spool holds max_bytes ({self._max_bytes})")
 
     def _finish(self) -> None:
@@ -336,3 +333,39 @@ def read_ledger(directory: str | Path) -> Ledger:
         with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
             oldest += [hits.decode(row[0]).received_ms for row in first if row]
     return Ledger(counts, pending, min(oldest, default=None))
+
+
+def used_bytes(path: Path) -> int:
+    """Bytes of a lane that hold something; pages that were emptied are used again and do not count."""
+    with contextlib.closing(open_file(path, durability="os")) as db:
+        return _used(db)
+
+
+def _used(db: sqlite3.Connection) -> int:
+    pages, free, size = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size"))
+    return int((pages - free) * size)
+
+
+def why_unready(directory: str | Path, max_bytes: int) -> str:
+    """Why this directory cannot take beacons; "" if it takes a synced write, has room, and a collector holds a lane."""
+    place = Path(directory)
+    probe = place / "ready.probe"
+    try:
+        with probe.open("wb") as file:
+            file.write(b"ready?")
+            file.flush()
+            os.fsync(file.fileno())
+        lanes = lane_files(place)
+        if not any(_is_held(path.with_suffix(".lock")) for path in lanes):
+            return f"no collector holds a lane of {place}"
+        used = sum(used_bytes(path) for path in lanes)
+    except (OSError, sqlite3.Error, SpoolError) as error:
+        return f"the spool cannot be written: {error}"
+    return f"the spool is full: {used:,} of max_bytes {max_bytes:,}" if used >= max_bytes else ""
+
+
+def _is_held(path: Path) -> bool:
+    held = lock(path)
+    if held is not None:
+        os.close(held)
+    return held is None

@@ -1,4 +1,4 @@
-"""`status`: the ledger for eyes and for scripts. The JSON's names are a fixed interface."""
+"""The ledger for eyes and for scripts: what `status` prints and the admin listener answers. The JSON names are fixed."""
 
 import time
 from typing import Any

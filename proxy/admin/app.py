@@ -1,0 +1,42 @@
+"""The admin listener's application: `/healthz`, `/readyz`, and the ledger at `/`. It holds no API key."""
+
+import asyncio
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from proxy.admin.summary import summary
+from proxy.spool import ledger_of, unready
+from proxy.spool.port import SpoolConfig
+
+PATIENCE_S = 2.0
+"""A disk that takes longer to answer is not ready."""
+
+
+class AdminConfig(msgspec.Struct, frozen=True):
+    """The admin listener's part of the settings."""
+
+    spool: SpoolConfig
+    log_level: str = "info"
+
+
+def make_app(config: AdminConfig) -> Starlette:
+    """The application."""
+
+    async def healthz(request: Request) -> Response:
+        return PlainTextResponse("alive\n")
+
+    async def readyz(request: Request) -> Response:
+        try:
+            reason = await asyncio.wait_for(asyncio.to_thread(unready, config.spool), PATIENCE_S)
+        except TimeoutError:
+            reason = f"the disk did not answer within {PATIENCE_S:g} s"
+        return PlainTextResponse(f"{reason}\n", 503) if reason else PlainTextResponse("ready\n")
+
+    async def status(request: Request) -> Response:
+        return JSONResponse(summary(await asyncio.to_thread(ledger_of, config.spool)))
+
+    return Starlette(routes=[Route("/healthz", healthz), Route("/readyz", readyz), Route("/", status)])
