@@ -1,4 +1,4 @@
-"""The vendor's own Python client, from PyPI, speaks through the proxy. It pins an old urllib3, so it lives in an environment of its own."""
+"""The vendor's own Python client, from PyPI, in an environment of its own (it pins an old urllib3), speaks through the proxy."""
 
 import fcntl
 import os
