@@ -28,11 +28,13 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """Back-off and age limits."""
+    """Back-off, and the limits of patience."""
 
     backoff_base_ms: int = 500
     backoff_cap_ms: int = 60_000
     max_age_ms: int = 7 * 24 * 3_600_000
+    max_attempts: int = 20
+    """Failures that were the hit's own: others passed meanwhile."""
 
 
 class Final(msgspec.Struct, frozen=True):
@@ -48,23 +50,41 @@ class Retry(msgspec.Struct, frozen=True):
 
     due_ms: int
     answer: str = ""
+    counted: bool = True
+    """Whether this attempt counts against the hit; one that failed with the whole upstream does not."""
 
 
 Verdict = Final | Retry
 
 
-def decide(answer: Answer, attempt: int, received_ms: int, policy: Policy, now_ms: int, jitter: float) -> Verdict:
-    """The verdict on attempt number `attempt` (the first is 1). `jitter` is drawn from [0, 1)."""
-    status = answer.status
-    if 200 <= status < 300 or status == 304:
+def delivered(answer: Answer) -> bool:
+    """The vendor has it. 304 counts, as its own Android SDK counts it."""
+    return 200 <= answer.status < 300 or answer.status == 304
+
+
+def refused(answer: Answer) -> bool:
+    """A permanent no to this hit, from an upstream that works."""
+    return 0 < answer.status < 500 and not delivered(answer) and answer.status not in RETRYABLE_STATUS
+
+
+def decide(
+    answer: Answer, attempt: int, age_ms: int, policy: Policy, now_ms: int, jitter: float, *, blamed: bool = True
+) -> Verdict:
+    """The verdict on attempt number `attempt` (the first is 1) of a hit of that age. `jitter` is drawn from [0, 1).
+
+    `blamed`: a failure now is the hit's own, since the upstream takes others (see forward/pacing.py).
+    """
+    if delivered(answer):
         return Final(Outcome.DELIVERED, str(answer))
-    if status and status < 500 and status not in RETRYABLE_STATUS:
+    if refused(answer):
         return Final(Outcome.REJECTED, str(answer))
-    if now_ms - received_ms > policy.max_age_ms:
+    if age_ms > policy.max_age_ms:
         return Final(Outcome.EXPIRED, str(answer))
-    ceiling = min(policy.backoff_cap_ms, policy.backoff_base_ms * 2 ** min(attempt - 1, 30))
-    wait = int(ceiling * jitter)
-    return Retry(now_ms + max(wait, retry_after_ms(answer.retry_after, now_ms)), str(answer))
+    if blamed and attempt >= policy.max_attempts:
+        return Final(Outcome.EXHAUSTED, str(answer))
+    doublings = min(attempt - 1, 30) if blamed else 0
+    wait = int(min(policy.backoff_cap_ms, policy.backoff_base_ms * 2**doublings) * jitter)
+    return Retry(now_ms + max(wait, retry_after_ms(answer.retry_after, now_ms)), str(answer), counted=blamed)
 
 
 def retry_after_ms(header: str, now_ms: int) -> int:

@@ -39,7 +39,10 @@ class Outcome(StrEnum):
     TOO_LARGE = "too_large", Ending.DROPPED, "Query and body together are over 64 KiB."
     UNKNOWN_HOST = "unknown_host", Ending.DROPPED, "The host belongs to no site, and there is no default site."
 
+    DISCARDED = "discarded", Ending.DROPPED, "A dead letter that the operator threw away (`dead discard`)."
+
     REJECTED = "rejected", Ending.DEAD, "The upstream answered with a permanent refusal (a 3xx or 4xx that no retry mends)."
+    EXHAUSTED = "exhausted", Ending.DEAD, "It failed `max_attempts` times while others were delivered."
     EXPIRED = "expired", Ending.DEAD, "Not delivered within `max_age`."
     UNKNOWN_SITE = "unknown_site", Ending.DEAD, "The site it was received for is no longer configured."
     UNREADABLE = "unreadable", Ending.DEAD, "The stored record cannot be understood by this version."

@@ -166,11 +166,19 @@ class Settings(BaseModel):
         "", max_length=255, description="Property under which the client's address goes upstream, such as `_ip`; none by default."
     )
     engine: Literal["pyreqwest", "httpx"] = Field("pyreqwest", description="The HTTP client towards the upstream.")
-    concurrency: int = Field(64, ge=1, le=1024, description="Requests in flight to the upstream.")
+    concurrency: int = Field(
+        256, ge=1, le=1024, description="Most requests in flight to one upstream; how many it takes is found out below that."
+    )
     attempt_timeout: float = Field(10.0, gt=0, le=300, description="Seconds one attempt may take.")
     backoff_base: float = Field(0.5, gt=0, le=3600, description="Seconds of the first back-off; doubles with each attempt.")
     backoff_cap: float = Field(60.0, gt=0, le=86400, description="Longest back-off in seconds.")
+    max_attempts: int = Field(
+        20, ge=1, le=1000, description="Failures after which a beacon is a dead letter, if others were delivered meanwhile."
+    )
     max_age: float = Field(7 * 86400.0, gt=0, description="Seconds after which an undelivered beacon becomes a dead letter.")
+    commit_timeout: float = Field(
+        5.0, gt=0, le=300, description="Seconds a beacon may wait for the disk; then it is answered 503."
+    )
     embedded_forwarder: bool = Field(
         False, description="`proxy.asgi:app` only: deliver from the application's own process (its lifespan)."
     )
@@ -192,7 +200,7 @@ class Settings(BaseModel):
 
     def spool_config(self) -> SpoolConfig:
         """The spool's part."""
-        return SpoolConfig(self.spool, self.durability, self.max_bytes)
+        return SpoolConfig(self.spool, self.durability, self.max_bytes, self.commit_timeout)
 
     def collector(self) -> CollectorConfig:
         """The collector's part: without any key."""
@@ -224,7 +232,9 @@ class Settings(BaseModel):
             engine=self.engine,
             concurrency=self.concurrency,
             attempt_timeout_s=self.attempt_timeout,
-            policy=Policy(int(self.backoff_base * 1000), int(self.backoff_cap * 1000), int(self.max_age * 1000)),
+            policy=Policy(
+                int(self.backoff_base * 1000), int(self.backoff_cap * 1000), int(self.max_age * 1000), self.max_attempts
+            ),
             address_property=self.address_property,
             log_level=self.log_level,
             shutdown_grace_s=self.shutdown_grace,

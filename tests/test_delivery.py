@@ -13,8 +13,8 @@ NOW = 1_700_000_000_000
 POLICY = Policy()
 
 
-def verdict(answer: Answer, attempt: int = 1, received: int = NOW, jitter: float = 0.5) -> Final | Retry:
-    return decide(answer, attempt, received, POLICY, NOW, jitter)
+def verdict(answer: Answer, attempt: int = 1, age: int = 0, jitter: float = 0.5, blamed: bool = True) -> Final | Retry:
+    return decide(answer, attempt, age, POLICY, NOW, jitter, blamed=blamed)
 
 
 @pytest.mark.parametrize("status", [200, 204, 299, 304])
@@ -37,7 +37,7 @@ def test_other_3xx_and_4xx_are_dead_letters(status: int) -> None:
     assert verdict(Answer(status)) == Final(Outcome.REJECTED, str(status))
 
 
-@pytest.mark.parametrize(("attempt", "ceiling"), [(1, 500), (2, 1000), (3, 2000), (7, 32_000), (8, 60_000), (500, 60_000)])
+@pytest.mark.parametrize(("attempt", "ceiling"), [(1, 500), (2, 1000), (3, 2000), (7, 32_000), (8, 60_000), (19, 60_000)])
 def test_back_off_doubles_to_its_cap_with_full_jitter(attempt: int, ceiling: int) -> None:
     """Full jitter: anything from 0 to the ceiling, so that retries don't march in step."""
     assert verdict(Answer(500), attempt, jitter=0.0) == Retry(NOW, "500")
@@ -53,9 +53,23 @@ def test_retry_after_is_honoured_in_seconds_and_as_a_date() -> None:
 
 def test_a_hit_older_than_max_age_is_dead_but_a_late_success_counts() -> None:
     """Age matters only once an attempt has failed."""
-    old = NOW - POLICY.max_age_ms - 1
-    assert verdict(Answer(500), received=old) == Final(Outcome.EXPIRED, "500")
-    assert verdict(Answer(200), received=old) == Final(Outcome.DELIVERED, "200")
+    old = POLICY.max_age_ms + 1
+    assert verdict(Answer(500), age=old) == Final(Outcome.EXPIRED, "500")
+    assert verdict(Answer(200), age=old) == Final(Outcome.DELIVERED, "200")
+
+
+def test_a_hit_that_keeps_failing_alone_is_dead_after_max_attempts() -> None:
+    """Others pass: it is the hit."""
+    last = POLICY.max_attempts
+    assert isinstance(verdict(Answer(500), last - 1), Retry)
+    assert verdict(Answer(500), last) == Final(Outcome.EXHAUSTED, "500")
+
+
+def test_a_hit_that_fails_with_all_others_has_no_attempt_counted() -> None:
+    """The upstream's state is not the hit's fault: no attempt burnt, no back-off grown, but Retry-After honoured."""
+    assert verdict(Answer(500), 10**6, jitter=0.999999, blamed=False) == Retry(NOW + 499, "500", counted=False)
+    assert verdict(Answer(503, retry_after="9"), 10**6, blamed=False) == Retry(NOW + 9000, "503", counted=False)
+    assert verdict(Answer(404), blamed=False) == Final(Outcome.REJECTED, "404")
 
 
 @given(st.text(max_size=60))

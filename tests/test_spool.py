@@ -15,8 +15,23 @@ from proxy.delivery import Final, Retry
 from proxy.hit import Hit
 from proxy.outcome import Ending, Outcome
 from proxy.spool.memory import MemorySpool
-from proxy.spool.port import RECEIVED, REFUSED, TRIMMED, Claim, Intake, Outlet, Settlement, SpoolRefused
-from proxy.spool.sqlite import ForwarderRunning, Lane, SpoolError, SqliteOutlet, open_file, read_ledger
+from proxy.spool.port import (
+    RECEIVED,
+    REFUSED,
+    TRIMMED,
+    Claim,
+    ForwarderRunning,
+    Intake,
+    Outlet,
+    Settlement,
+    SpoolConfig,
+    SpoolError,
+    SpoolRefused,
+)
+from proxy.spool.sqlite.file import open_file
+from proxy.spool.sqlite.lane import Lane
+from proxy.spool.sqlite.outlet import SqliteOutlet
+from proxy.spool.sqlite.survey import read_ledger
 
 
 def hit(name: str, received_ms: int = 1_700_000_000_000, site: str = "default") -> Hit:
@@ -39,7 +54,7 @@ def spool(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Halves]:
         memory = MemorySpool()
         yield memory, lambda: memory
         return
-    lane = Lane(tmp_path, durability=request.param.removeprefix("sqlite-"))
+    lane = Lane(tmp_path, SpoolConfig("", request.param.removeprefix("sqlite-")))
     outlets: list[SqliteOutlet] = []
 
     def outlet() -> Outlet:
@@ -217,7 +232,7 @@ def test_one_forwarder_at_a_time_holds_a_spool(tmp_path: Path) -> None:
 
 def test_a_lane_that_appears_later_is_read_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A collector added while the forwarder runs."""
-    monkeypatch.setattr("proxy.spool.sqlite.SIZE_LOOK_S", 0.0)
+    monkeypatch.setattr("proxy.spool.sqlite.outlet.LOOK_S", 0.0)
     first, outlet = Lane(tmp_path), SqliteOutlet(tmp_path)
     first.append_blocking(hit("one"))
     assert names(outlet.claim(10, 0)) == ["one"]
@@ -258,7 +273,7 @@ def test_an_unreadable_record_becomes_a_dead_letter_and_holds_up_nothing(tmp_pat
 
 def test_a_full_spool_refuses_the_new_and_keeps_the_old(tmp_path: Path) -> None:
     """The refusal is counted once there is room to count it."""
-    lane = Lane(tmp_path, max_bytes=200_000)
+    lane = Lane(tmp_path, SpoolConfig("", max_bytes=200_000))
     stored = 0
     big = Hit("e", b"x" * 20_000, b"", "default", "", "", "", "", "", 0)
     with contextlib.suppress(SpoolRefused):
@@ -281,8 +296,8 @@ def test_a_full_spool_refuses_the_new_and_keeps_the_old(tmp_path: Path) -> None:
 def test_what_was_appended_survives_kill_9_of_the_process(tmp_path: Path) -> None:
     """The append that returned is in the file, whatever happens to the process in the next instant."""
     code = (
-        "import os, sys; sys.path.insert(0, sys.argv[2]); from test_spool import Lane, hit\n"
-        "lane = Lane(sys.argv[1], durability='os')\n"
+        "import os, sys; sys.path.insert(0, sys.argv[2]); from test_spool import Lane, SpoolConfig, hit\n"
+        "lane = Lane(sys.argv[1], SpoolConfig('', 'os'))\n"
         "for n in range(100): lane.append_blocking(hit(str(n)))\n"
         "os.kill(os.getpid(), 9)"
     )

@@ -8,8 +8,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from proxy.admin.summary import summary
-from proxy.spool import ledger_of, unready
+from proxy.admin.summary import read
+from proxy.spool import unready
 from proxy.spool.port import SpoolConfig
 
 PATIENCE_S = 2.0
@@ -37,6 +37,6 @@ def make_app(config: AdminConfig) -> Starlette:
         return PlainTextResponse(f"{reason}\n", 503) if reason else PlainTextResponse("ready\n")
 
     async def status(request: Request) -> Response:
-        return JSONResponse(summary(await asyncio.to_thread(ledger_of, config.spool)))
+        return JSONResponse(await asyncio.to_thread(read, config.spool))
 
     return Starlette(routes=[Route("/healthz", healthz), Route("/readyz", readyz), Route("/", status)])

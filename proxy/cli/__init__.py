@@ -3,18 +3,14 @@
 import json
 import sqlite3
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from proxy import __version__, settings
-from proxy.spool import ledger_of
-from proxy.spool.sqlite import SpoolError
-
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", "-c", help="TOML file with the settings; the environment wins over it.", metavar="FILE")
-]
+from proxy.cli import dead
+from proxy.cli.options import ConfigOption
+from proxy.spool.port import SpoolError
 
 app = typer.Typer(
     name="beacon-proxy",
@@ -120,12 +116,18 @@ def status(
     config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON, for scripts.")] = False,
 ) -> None:
-    """The ledger, summed over all lanes, running or not: received = delivered + dropped + dead + pending."""
-    from proxy.admin.summary import render, summary
+    """The ledger, summed over all lanes, running or not: received = delivered + dropped + dead + pending.
 
-    loaded = settings.load(config)
-    found = summary(ledger_of(loaded.spool_config()))
+    Then each upstream: whether it takes beacons, how many are in flight of how many it is given at most, how many are delivered a
+    second, and how long its backlog will take at that rate.
+    """
+    from proxy.admin.summary import read, render
+
+    found = read(settings.load(config).spool_config())
     print(json.dumps(found) if as_json else render(found))
+
+
+app.add_typer(dead.app)
 
 
 def main() -> None:

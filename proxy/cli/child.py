@@ -23,8 +23,7 @@ from proxy.forward.config import ForwarderConfig
 from proxy.forward.forwarder import Forwarder
 from proxy.log import configure, log
 from proxy.spool import open_intake, open_outlet
-from proxy.spool.port import Outlet
-from proxy.spool.sqlite import ForwarderRunning, SpoolError
+from proxy.spool.port import ForwarderRunning, Outlet, SpoolError
 
 EX_CONFIG = 78
 """Exit status for what a restart cannot mend (sysexits.h): the supervisor stops and says so."""

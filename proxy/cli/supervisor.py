@@ -18,6 +18,7 @@ from proxy.admin.app import AdminConfig
 from proxy.cli.child import EX_CONFIG
 from proxy.log import log
 from proxy.settings import PREFIX, Settings, SettingsError, variable
+from proxy.spool import prepare
 
 BACKLOG = 2048
 BIND_PATIENCE_S = 3.0
@@ -72,6 +73,7 @@ class Supervisor:
                 "The memory spool is for proxy.asgi:app with embedded_forwarder."
             )
         self._grace = settings.shutdown_grace
+        prepare(settings.spool_config())
         collector, forwarder = settings.collector(), settings.forwarder()
         admin = AdminConfig(settings.spool_config(), settings.log_level)
         self._listeners = [bind(settings.host, settings.port), bind(settings.admin_host, settings.admin_port, "admin_")]

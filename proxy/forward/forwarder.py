@@ -1,7 +1,7 @@
 """The forwarder's loop: claim → parse → enrich → sign → send → decide → settle, many in flight, settled in batches.
 
-It decides nothing itself: parsing, enrichment, signing and verdicts are pure functions it calls. A hit leaves the spool only
-with its settlement; whatever stops the process in between leads to a byte-identical resend.
+It decides nothing itself: parsing, enrichment, signing, verdicts and the pace are pure parts it calls. A hit leaves the spool
+only with its settlement; whatever stops the process in between leads to a byte-identical resend.
 """
 
 import asyncio
@@ -15,12 +15,16 @@ from typing import Any, TypeVar
 import msgspec
 
 from proxy.beacon import parse
-from proxy.delivery import Answer, Final, Verdict, decide
+from proxy.delivery import Answer, Final, Verdict, decide, delivered, refused
 from proxy.enrich import enrich
+from proxy.forward.clock import Clock, Seen
 from proxy.forward.config import ForwarderConfig
+from proxy.forward.pacing import State
+from proxy.forward.route import Route, monotonic_ms
 from proxy.forward.sign import UpstreamRequest, sign
 from proxy.forward.upstream import open_upstream
 from proxy.hit import Hit
+from proxy.log import log
 from proxy.outcome import Outcome
 from proxy.spool.port import Claim, Outlet, Settlement
 
@@ -30,11 +34,8 @@ IDLE_S = 0.02
 """Between two looks at an empty spool."""
 SETTLE_S = 0.02
 """Settlements gather this long before they are written together."""
-
-
-def now_ms() -> int:
-    """The wall clock, milliseconds since the epoch."""
-    return time.time_ns() // 1_000_000
+PUBLISH_S = 1.0
+"""Between two reports of the state."""
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -82,11 +83,19 @@ class Forwarder:
         self._outlet = outlet
         self._observe = observe
         self._stopping = asyncio.Event()
-        self._queue: asyncio.Queue[Claim] = asyncio.Queue()
         self._settled: list[Settlement] = []
         self._wake = asyncio.Event()
-        self._in_flight = 0
+        self._runners: set[asyncio.Task[None]] = set()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="spool-reader")
+        routes: dict[str, Route] = {}
+        self._by_site: dict[str, Route] = {}
+        for name, site in config.sites.items():
+            route = routes.setdefault(site.upstream, Route(site.upstream, config.concurrency))
+            route.sites.add(name)
+            self._by_site[name] = route
+        self._routes = list(routes.values())
+        self._clock = Clock(_seen_before(outlet))
+        self._published = -PUBLISH_S
 
     def stop(self) -> None:
         """Claim no more."""
@@ -95,73 +104,115 @@ class Forwarder:
 
     async def run(self) -> None:
         """Until stopped. The outlet is closed at the end."""
-        config = self._config
-        self._upstream = open_upstream(config.engine, config.attempt_timeout_s, config.concurrency)
-        workers = [asyncio.create_task(self._work()) for _ in range(config.concurrency)]
+        self._upstream = open_upstream(self._config.engine, self._config.attempt_timeout_s, self._config.concurrency)
         try:
             while not self._stopping.is_set():
                 await self._turn()
             await self._drain()
         finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+            for runner in self._runners:
+                runner.cancel()
+            await asyncio.gather(*self._runners, return_exceptions=True)
             await self._on_disk(self._outlet.settle, self._take_settled())
             await self._on_disk(self._outlet.close)
             self._disk.shutdown()
             await self._upstream.close()
 
     async def _turn(self) -> None:
-        """Write the verdicts that have gathered, claim what there is room for, and rest."""
+        """Write the verdicts that have gathered, claim what there is room for, set it going, and rest."""
         if settled := self._take_settled():
             await self._on_disk(self._outlet.settle, settled)
-        room = 2 * self._config.concurrency - self._in_flight
-        claims = await self._on_disk(self._outlet.claim, room, now_ms()) if room > 0 else []
-        self._in_flight += len(claims)
-        for claim in claims:
-            self._queue.put_nowait(claim)
+        wanted = {route.upstream: max(0, route.wanted()) for route in self._routes}
+        if room := sum(wanted.values()):
+            closed = {site for route in self._routes if not wanted[route.upstream] for site in route.sites}
+            for claim in await self._on_disk(self._outlet.claim, room, self._clock.now_ms(), closed):
+                route = self._by_site.get(claim.hit.site)
+                if route is None:
+                    self._settled.append(Settlement(claim, Final(Outcome.UNKNOWN_SITE)))
+                else:
+                    route.queue.append(claim)
+        for route in self._routes:
+            self._set_going(route)
+        if time.monotonic() - self._published >= PUBLISH_S:
+            await self._publish()
         self._wake.clear()
         if not self._settled and not self._stopping.is_set():
-            busy = self._in_flight > 0
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), SETTLE_S if busy else IDLE_S)
+                await asyncio.wait_for(self._wake.wait(), SETTLE_S if self._runners else IDLE_S)
+
+    async def _publish(self) -> None:
+        self._published = time.monotonic()
+        if self._clock.look():
+            log.warning("the wall clock jumped: no beacon is called too old before max_age has passed from now on")
+        state = {"clock": self._clock.seen, "upstreams": {route.upstream: route.state() for route in self._routes}}
+        await self._on_disk(self._outlet.publish, msgspec.json.encode({"written_ms": self._clock.seen.wall_ms, **state}))
 
     async def _drain(self) -> None:
         """Give back what no attempt was begun for; let the attempts under way end, within the grace."""
-        unsent = []
-        while not self._queue.empty():
-            unsent.append(self._queue.get_nowait())
-        self._in_flight -= len(unsent)
-        deadline = time.monotonic() + max(0.1, self._config.shutdown_grace_s - 1)
-        while self._in_flight and (left := deadline - time.monotonic()) > 0:
-            self._wake.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), left)
+        for route in self._routes:
+            route.queue.clear()
+        if self._runners:
+            await asyncio.wait(self._runners, timeout=max(0.1, self._config.shutdown_grace_s - 1.5))
 
-    async def _work(self) -> None:
+    def _set_going(self, route: Route) -> None:
+        """As many attempts at once as the pace allows: each runner takes hit after hit."""
+        while route.may_send():
+            route.pace.began()
+            runner = asyncio.create_task(self._run_route(route, route.queue.popleft()))
+            self._runners.add(runner)
+            runner.add_done_callback(self._runners.discard)
+
+    async def _run_route(self, route: Route, claim: Claim) -> None:
         while True:
-            claim = await self._queue.get()
-            verdict = await self._deliver(claim)
+            verdict = await self._deliver(route, claim)
             self._settled.append(Settlement(claim, verdict))
-            self._in_flight -= 1
-            if self._in_flight == 0 or len(self._settled) >= self._config.concurrency:
-                self._wake.set()
+            if not route.may_send() or self._stopping.is_set():
+                break
+            route.pace.began()
+            claim = route.queue.popleft()
+        if not route.queue:
+            self._wake.set()
 
-    async def _deliver(self, claim: Claim) -> Verdict:
-        hit, config = claim.hit, self._config
+    async def _deliver(self, route: Route, claim: Claim) -> Verdict:
+        hit, config, pace = claim.hit, self._config, route.pace
         prepared = prepare(hit, config)
         if isinstance(prepared, Outcome):
+            pace.abandoned()
             return Final(prepared)
         began = time.perf_counter()
         answer = await self._upstream.send(prepared.request)
         took_ms = (time.perf_counter() - began) * 1000
-        verdict = decide(answer, claim.attempt, hit.received_ms, config.policy, now_ms(), random.random())  # noqa: S311
-        if prepared.trimmed and isinstance(verdict, Final) and verdict.outcome is Outcome.DELIVERED:
-            verdict = Final(verdict.outcome, verdict.answer, trimmed=True)
+        blamed, state = pace.blames_hit(), pace.state
+        if delivered(answer) or refused(answer):
+            pace.succeeded(took_ms, monotonic_ms())
+        else:
+            pace.failed(str(answer), monotonic_ms())
+        if pace.state is not state and State.CLOSED in (pace.state, state):
+            self._tell(route)
+        age_ms = self._clock.age_ms(hit.received_ms)
+        verdict = decide(
+            answer,
+            claim.attempt,
+            age_ms,
+            config.policy,
+            self._clock.now_ms(),
+            random.random(),  # noqa: S311
+            blamed=blamed,
+        )
+        if isinstance(verdict, Final) and verdict.outcome is Outcome.DELIVERED:
+            route.delivered += 1
+            if prepared.trimmed:
+                verdict = Final(verdict.outcome, verdict.answer, trimmed=True)
         if self._observe is not None:
             masked = prepared.request.masked(config.sites[hit.site].api_key)
             self._observe(Attempted(hit, masked, answer, verdict, took_ms))
         return verdict
+
+    def _tell(self, route: Route) -> None:
+        if route.pace.state is State.CLOSED:
+            log.info("upstream takes beacons again", upstream=route.upstream)
+        else:
+            log.warning("upstream takes nothing: waiting and probing", upstream=route.upstream, failure=route.pace.last_failure)
 
     def _take_settled(self) -> list[Settlement]:
         settled, self._settled = self._settled, []
@@ -169,3 +220,15 @@ class Forwarder:
 
     async def _on_disk(self, call: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._disk, call, *args)
+
+
+class _Published(msgspec.Struct):
+    clock: Seen | None = None
+
+
+def _seen_before(outlet: Outlet) -> Seen | None:
+    """What the clocks said when a forwarder last looked; None if that cannot be known."""
+    try:
+        return msgspec.json.decode(outlet.recall(), type=_Published).clock
+    except msgspec.DecodeError:
+        return None

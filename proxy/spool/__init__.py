@@ -1,37 +1,64 @@
-"""Where hits wait. The adapters are chosen here and nowhere else."""
+"""Where hits wait. The port is port.py; this is the one place where an adapter is chosen."""
 
 from proxy.spool.memory import MemorySpool
-from proxy.spool.port import Intake, Ledger, Outlet, SpoolConfig
-from proxy.spool.sqlite import Lane, SqliteOutlet, read_ledger, why_unready
+from proxy.spool.port import DeadLetters, Intake, Ledger, Outlet, SpoolConfig, SpoolError
+from proxy.spool.sqlite.dead import SqliteDeadLetters
+from proxy.spool.sqlite.lane import Lane
+from proxy.spool.sqlite.outlet import SqliteOutlet, read_state
+from proxy.spool.sqlite.survey import prepare_directory, read_ledger, why_unready
 
 _MEMORY: dict[str, MemorySpool] = {}
 
 
+def prepare(config: SpoolConfig) -> None:
+    """Make the place where hits will wait. Raises SpoolError if it cannot be used."""
+    scheme, place = _split(config)
+    if scheme != "memory":
+        prepare_directory(place)
+
+
 def open_intake(config: SpoolConfig) -> Intake:
-    """The collector's half of the configured spool."""
-    scheme, _, place = config.url.partition(":")
-    if scheme == "memory":
-        return _MEMORY.setdefault(place, MemorySpool())
-    return Lane(place, durability=config.durability, max_bytes=config.max_bytes)
+    """The collector's half of the configured spool. Raises SpoolError for what waiting cannot mend."""
+    scheme, place = _split(config)
+    return _memory(place) if scheme == "memory" else Lane(place, config)
 
 
 def open_outlet(config: SpoolConfig) -> Outlet:
     """The forwarder's half of the configured spool. Raises ForwarderRunning if another forwarder holds it."""
-    scheme, _, place = config.url.partition(":")
+    scheme, place = _split(config)
+    return _memory(place) if scheme == "memory" else SqliteOutlet(place)
+
+
+def open_dead_letters(config: SpoolConfig) -> DeadLetters:
+    """The operator's half of the configured spool. Raises SpoolError where there is none."""
+    scheme, place = _split(config)
     if scheme == "memory":
-        return _MEMORY.setdefault(place, MemorySpool())
-    return SqliteOutlet(place)
+        raise SpoolError("a memory spool keeps no dead letters beyond its process")
+    return SqliteDeadLetters(place)
 
 
 def ledger_of(config: SpoolConfig) -> Ledger:
     """The counts, whether or not anything is running."""
-    scheme, _, place = config.url.partition(":")
-    if scheme == "memory":
-        return _MEMORY.setdefault(place, MemorySpool()).ledger()
-    return read_ledger(place)
+    scheme, place = _split(config)
+    return _memory(place).ledger() if scheme == "memory" else read_ledger(place)
+
+
+def forwarder_state(config: SpoolConfig) -> bytes:
+    """What the forwarder published last; b"" if nothing."""
+    scheme, place = _split(config)
+    return _memory(place).recall() if scheme == "memory" else read_state(place)
 
 
 def unready(config: SpoolConfig) -> str:
     """Why the spool cannot take beacons just now; "" if it can. Touches the disk, so it may take as long as the disk does."""
-    scheme, _, place = config.url.partition(":")
+    scheme, place = _split(config)
     return "" if scheme == "memory" else why_unready(place, config.max_bytes)
+
+
+def _split(config: SpoolConfig) -> tuple[str, str]:
+    scheme, _, place = config.url.partition(":")
+    return scheme, place
+
+
+def _memory(place: str) -> MemorySpool:
+    return _MEMORY.setdefault(place, MemorySpool())

@@ -1,10 +1,13 @@
 """Group commit: many appends share one transaction. One writer thread; whatever gathers while it commits is the next batch.
 
-Nothing here knows what a commit is. The caller of `append` is woken only after the commit that holds its hit has returned.
+Nothing here knows what a commit is. The caller of `append` is woken only after the commit that holds its hit has returned, or
+when that took too long. Then it is told that its hit is not stored; should the disk take the batch after all, the hits in it are
+delivered like any other. Hits whose commit had not begun are dropped, so that a disk that hangs never gathers a pile.
 """
 
 import asyncio
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -13,6 +16,9 @@ from proxy.spool.port import SpoolRefused
 
 MAX_WAITING = 16_384
 """Hits that may wait for the disk at once; one more is refused."""
+
+WATCH_S = 0.25
+"""Between two looks of the watch at how long the commit under way has taken."""
 
 Counts = Counter[tuple[str, str]]
 Commit = Callable[[list[Hit], Counts], None]
@@ -25,20 +31,30 @@ class _Waiter(threading.Event):
     error: SpoolRefused | None = None
 
 
+Waiter = asyncio.Future[None] | _Waiter
+HANGS = "the disk hangs: the commit under way takes longer than commit_timeout"
+
+
 class GroupCommit:
     """Gathers appends from an event loop and from threads, and commits them from a thread of its own."""
 
-    def __init__(self, commit: Commit, finish: Callable[[], None]) -> None:
+    def __init__(self, commit: Commit, finish: Callable[[], None], patience_s: float = 5.0) -> None:
         self._commit = commit
         self._finish = finish
+        self._patience_s = patience_s
+        self._committing: list[Waiter] = []
+        self._began = 0.0
+        """When the commit under way began (monotonic); 0 while there is none."""
         self._hits: list[Hit] = []
-        self._waiters: list[asyncio.Future[None] | _Waiter] = []
+        self._waiters: list[Waiter] = []
         self._counts: Counts = Counter()
         self._bell = threading.Condition(threading.Lock())
         self._idle = False
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
+        self._ended = threading.Event()
         self._thread.start()
+        threading.Thread(target=self._watch, name="spool-watch", daemon=True).start()
 
     async def append(self, hit: Hit) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -65,10 +81,12 @@ class GroupCommit:
             self._bell.notify()
         self._thread.join()
 
-    def _enter(self, hit: Hit, waiter: "asyncio.Future[None] | _Waiter") -> None:
+    def _enter(self, hit: Hit, waiter: Waiter) -> None:
         with self._bell:
             if self._closing:
                 raise SpoolRefused("the spool is closed")
+            if self._overdue():
+                raise SpoolRefused(HANGS)
             if len(self._hits) >= MAX_WAITING:
                 raise SpoolRefused("the disk is too slow: too many beacons wait for it")
             self._hits.append(hit)
@@ -88,6 +106,7 @@ class GroupCommit:
                 counts, self._counts = self._counts, Counter()
                 if self._closing and not hits and not counts:
                     break
+                self._committing, self._began = waiters, time.monotonic()
             error: SpoolRefused | None = None
             try:
                 self._commit(hits, counts)
@@ -97,6 +116,8 @@ class GroupCommit:
                     retry_counts = not self._closing
                     if retry_counts:
                         self._counts.update(counts)
+            with self._bell:
+                self._committing, self._began = [], 0.0
             _wake(waiters, error)
             if error is not None and not hits:
                 if self._closing:
@@ -105,10 +126,24 @@ class GroupCommit:
                     self._idle = True
                     self._bell.wait(timeout=1.0)
                     self._idle = False
+        self._ended.set()
         self._finish()
 
+    def _overdue(self) -> bool:
+        return self._began > 0 and time.monotonic() - self._began > self._patience_s
 
-def _wake(waiters: "list[asyncio.Future[None] | _Waiter]", error: SpoolRefused | None) -> None:
+    def _watch(self) -> None:
+        """Let nobody wait longer than the patience for a disk that hangs."""
+        while not self._ended.wait(min(WATCH_S, self._patience_s / 4)):
+            with self._bell:
+                if not self._overdue():
+                    continue
+                given_up = self._committing + self._waiters
+                self._committing, self._waiters, self._hits = [], [], []
+            _wake(given_up, SpoolRefused(HANGS))
+
+
+def _wake(waiters: list[Waiter], error: SpoolRefused | None) -> None:
     """One wake-up per event loop, not one per beacon."""
     loops: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
     for waiter in waiters:

@@ -3,7 +3,7 @@
 import heapq
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from proxy.delivery import Final
 from proxy.hit import Hit
@@ -23,6 +23,7 @@ class MemorySpool:
         self._dead: dict[int, tuple[Hit, Final]] = {}
         self._counts: dict[str, Counter[str]] = {}
         self._next = 0
+        self._state = b""
 
     async def append(self, hit: Hit) -> None:
         self.append_blocking(hit)
@@ -43,13 +44,20 @@ class MemorySpool:
         with self._lock:
             self._tally(site, REFUSED)
 
-    def claim(self, limit: int, now_ms: int) -> list[Claim]:
+    def claim(self, limit: int, now_ms: int, closed: Collection[str] = ()) -> list[Claim]:
         claims: list[Claim] = []
+        passed_over: list[tuple[int, int]] = []
         with self._lock:
             while self._due and len(claims) < limit and self._due[0][0] <= now_ms:
-                _, key = heapq.heappop(self._due)
+                due = heapq.heappop(self._due)
+                key = due[1]
+                if self._hits[key].site in closed:
+                    passed_over.append(due)
+                    continue
                 self._in_flight.add(key)
                 claims.append(Claim(key, self._hits[key], self._attempts.get(key, 0) + 1))
+            for due in passed_over:
+                heapq.heappush(self._due, due)
         return claims
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
@@ -59,7 +67,7 @@ class MemorySpool:
                     continue
                 self._in_flight.discard(claim.ticket)
                 if not isinstance(verdict, Final):
-                    self._attempts[claim.ticket] = claim.attempt
+                    self._attempts[claim.ticket] = claim.attempt if verdict.counted else claim.attempt - 1
                     heapq.heappush(self._due, (verdict.due_ms, claim.ticket))
                     continue
                 hit = self._hits.pop(claim.ticket)
@@ -74,6 +82,12 @@ class MemorySpool:
         with self._lock:
             oldest = min((hit.received_ms for hit in self._hits.values()), default=None)
             return Ledger({site: dict(counts) for site, counts in self._counts.items()}, len(self._hits), oldest)
+
+    def publish(self, state: bytes) -> None:
+        self._state = state
+
+    def recall(self) -> bytes:
+        return self._state
 
     def close(self) -> None:
         """Nothing to let go."""

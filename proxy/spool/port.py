@@ -4,7 +4,7 @@ The promise every adapter keeps: `append` returns only once the hit is stored as
 out again after a crash until it is settled; the ledger is counted together with what it counts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -21,6 +21,14 @@ class SpoolRefused(Exception):
     """The hit was not stored; the message says why. The visitor is answered 503, still with the GIF."""
 
 
+class SpoolError(Exception):
+    """The spool cannot be used as it is; the message says what to do. For the operator."""
+
+
+class ForwarderRunning(SpoolError):
+    """Another forwarder holds this spool."""
+
+
 class SpoolConfig(msgspec.Struct, frozen=True):
     """Which spool, and how durable."""
 
@@ -29,6 +37,8 @@ class SpoolConfig(msgspec.Struct, frozen=True):
     durability: str = "disk"
     """"disk": fsync before the answer; "os": written to the kernel before the answer."""
     max_bytes: int = 10 * 1024**3
+    commit_timeout_s: float = 5.0
+    """A beacon that the disk has not taken by then is answered 503."""
 
 
 class Claim(NamedTuple):
@@ -54,10 +64,17 @@ class Ledger(msgspec.Struct):
     pending: int
     oldest_pending_ms: int | None
     """Receipt time of the oldest pending hit, milliseconds since the epoch."""
+    unread: tuple[str, ...] = ()
+    """Files that are not in the sum, since they cannot be read or were set aside as corrupt."""
 
     def total(self, name: str) -> int:
         """The count of that name over all sites."""
         return sum(counts.get(name, 0) for counts in self.counts.values())
+
+    def pending_of(self, site: str) -> int:
+        """Hits of that site that wait."""
+        counts = self.counts.get(site, {})
+        return counts.get(RECEIVED, 0) - sum(counts.get(outcome, 0) for outcome in Outcome)
 
     def ending(self, ending: Ending) -> dict[Outcome, int]:
         """The outcomes of that ending that occurred, over all sites."""
@@ -85,16 +102,71 @@ class Intake(Protocol):
 
 
 class Outlet(Protocol):
-    """The forwarder's half. One at a time for a spool."""
+    """The forwarder's half. One at a time for a spool. It does not raise for what may pass (a lock, a full disk)."""
 
-    def claim(self, limit: int, now_ms: int) -> list[Claim]:
-        """Up to `limit` hits, oldest first, that are due and not in flight."""
+    def claim(self, limit: int, now_ms: int, closed: Collection[str] = ()) -> list[Claim]:
+        """Up to `limit` hits, oldest first, that are due, not in flight, and not of the sites in `closed`.
+
+        Hits that had an attempt never take all the room, so that they cannot keep the fresh ones from their first.
+        """
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
-        """Record the verdicts, all or none. Settling a claim twice has no second effect."""
+        """Record the verdicts; what cannot be recorded just now is kept and recorded later, and its hits are not given out
+        meanwhile. Settling a claim twice has no second effect."""
 
     def ledger(self) -> Ledger:
         """The counts."""
 
+    def publish(self, state: bytes) -> None:
+        """Leave the forwarder's state where `status` finds it."""
+
+    def recall(self) -> bytes:
+        """The state published last, by this forwarder or an earlier one; b"" if none."""
+
     def close(self) -> None:
         """Let go; what is in flight is given out again to the next."""
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """A hit that ended undelivered, kept for the operator."""
+
+    id: str
+    """Unique in the spool, and accepted by DeadFilter."""
+    site: str
+    outcome: str
+    answer: str
+    """The last answer: a status, or the failure that prevented one."""
+    attempts: int
+    died_ms: int
+    hit: Hit | None
+    """None if the record cannot be read."""
+
+
+class DeadFilter(msgspec.Struct, frozen=True):
+    """Which dead letters; an empty field does not restrict."""
+
+    ids: tuple[str, ...] = ()
+    outcome: str = ""
+    site: str = ""
+    died_before_ms: int | None = None
+    died_after_ms: int | None = None
+
+
+Progress = Callable[[int], None]
+"""Told how many more are done."""
+
+
+class DeadLetters(Protocol):
+    """The operator's half: may be used while collectors and forwarder run."""
+
+    def count(self, wanted: DeadFilter) -> int:
+        """How many there are."""
+
+    def list(self, wanted: DeadFilter, limit: int) -> "list[DeadLetter]":
+        """The latest first."""
+
+    def replay(self, wanted: DeadFilter, now_ms: int, progress: Progress) -> int:
+        """Make them pending again, due now, with no attempt counted. How many; one replayed twice moves once."""
+
+    def discard(self, wanted: DeadFilter, progress: Progress) -> int:
+        """Throw them away; the ledger has them as dropped (`discarded`). How many."""

@@ -1,0 +1,56 @@
+"""A route: one upstream, the sites that go there, the hits claimed for it, and its pace."""
+
+import time
+from collections import deque
+from typing import Any
+
+from proxy.forward.pacing import Pace, State
+from proxy.spool.port import Claim
+
+PROBE_CHOICE = 8
+"""Hits held ready while the breaker is open: each failing probe is followed by another hit, so that a bad one blocks nothing."""
+RATE_SHARE = 0.3
+"""Weight of the last second in the moving delivery rate."""
+
+
+def monotonic_ms() -> int:
+    """The pace's clock."""
+    return time.monotonic_ns() // 1_000_000
+
+
+class Route:
+    """Hits wait here between claim and attempt, a few moments' worth."""
+
+    def __init__(self, upstream: str, ceiling: int) -> None:
+        self.upstream = upstream
+        self.sites: set[str] = set()
+        self.pace = Pace(ceiling)
+        self.queue: deque[Claim] = deque()
+        self.delivered = 0
+        self._rated = (0, monotonic_ms())
+        self._rate = 0.0
+
+    def wanted(self) -> int:
+        """How many more hits to claim for it now."""
+        if self.pace.state is State.CLOSED:
+            return 4 * int(min(self.pace.limit, self.pace.ceiling)) - len(self.queue) - self.pace.in_flight
+        return PROBE_CHOICE - len(self.queue) if self.pace.room(monotonic_ms()) else 0
+
+    def may_send(self) -> bool:
+        """There is a hit, and room for it upstream."""
+        return bool(self.queue) and self.pace.room(monotonic_ms()) > 0
+
+    def state(self) -> dict[str, Any]:
+        """For `status`; call it about once a second."""
+        now, (delivered, then) = monotonic_ms(), self._rated
+        if now - then >= 500:
+            self._rated = (self.delivered, now)
+            self._rate += RATE_SHARE * ((self.delivered - delivered) * 1000 / (now - then) - self._rate)
+        return {
+            "state": str(self.pace.state),
+            "limit": int(min(self.pace.limit, self.pace.ceiling)),
+            "in_flight": self.pace.in_flight,
+            "per_second": round(self._rate, 1),
+            "last_failure": self.pace.last_failure,
+            "sites": sorted(self.sites),
+        }

@@ -1,0 +1,104 @@
+"""The operator's half of the embedded spool: dead letters, listed, replayed or discarded, also while everything runs."""
+
+import contextlib
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from proxy import hit as hits
+from proxy.hit import Hit
+from proxy.outcome import Outcome
+from proxy.spool.port import DeadFilter, DeadLetter, Progress
+from proxy.spool.sqlite import file
+
+BATCH = 500
+"""Rows moved in one transaction: short enough that collectors hardly notice."""
+
+
+class SqliteDeadLetters:
+    """Over all lanes of the directory. Ids are LANE:NUMBER."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self._directory = Path(directory)
+
+    def count(self, wanted: DeadFilter) -> int:
+        query = "SELECT count(*) FROM dead WHERE"
+        return sum(db.execute(f"{query} {where}", values).fetchone()[0] for _, db, where, values in self._lanes(wanted))
+
+    def list(self, wanted: DeadFilter, limit: int) -> list[DeadLetter]:
+        found: list[DeadLetter] = []
+        for lane, db, where, values in self._lanes(wanted):
+            columns = "id, site, outcome, answer, attempts, died_ms, hit"
+            rows = db.execute(
+                f"SELECT {columns} FROM dead WHERE {where} ORDER BY died_ms DESC, id DESC LIMIT ?", (*values, limit)
+            )
+            found += [
+                DeadLetter(f"{lane}:{id}", site, outcome, answer, attempts, died_ms, _read(blob))
+                for id, site, outcome, answer, attempts, died_ms, blob in rows
+            ]
+        return sorted(found, key=lambda letter: letter.died_ms, reverse=True)[:limit]
+
+    def replay(self, wanted: DeadFilter, now_ms: int, progress: Progress) -> int:
+        def move(db: sqlite3.Connection, ids: str) -> None:
+            db.execute(f"INSERT OR IGNORE INTO waiting SELECT id, site, {int(now_ms)}, 0, hit FROM dead WHERE id IN ({ids})")
+
+        return self._take(wanted, move, None, progress)
+
+    def discard(self, wanted: DeadFilter, progress: Progress) -> int:
+        return self._take(wanted, lambda db, ids: None, Outcome.DISCARDED, progress)
+
+    def _take(
+        self, wanted: DeadFilter, move: Callable[[sqlite3.Connection, str], None], becomes: Outcome | None, progress: Progress
+    ) -> int:
+        """Take the wanted rows out in batches, each row looked at once, so that what dies again meanwhile is not taken again."""
+        taken = 0
+        for _, db, where, values in self._lanes(wanted):
+            last = 0
+            while True:
+                with file.transaction(db):
+                    rows = db.execute(
+                        f"SELECT id, site, outcome FROM dead WHERE {where} AND id > ? ORDER BY id LIMIT {BATCH}", (*values, last)
+                    ).fetchall()
+                    if not rows:
+                        break
+                    last = rows[-1][0]
+                    ids = ",".join(str(int(row[0])) for row in rows)
+                    move(db, ids)
+                    db.execute(f"DELETE FROM dead WHERE id IN ({ids})")
+                    for (site, outcome), n in Counter((row[1], row[2]) for row in rows).items():
+                        db.execute(file.TALLY, (site, outcome, -n))
+                        if becomes is not None:
+                            db.execute(file.TALLY, (site, becomes.value, n))
+                taken += len(rows)
+                progress(len(rows))
+        return taken
+
+    def _lanes(self, wanted: DeadFilter) -> "Iterator[tuple[str, sqlite3.Connection, str, tuple[object, ...]]]":
+        """Each lane's name and connection, with the filter as SQL."""
+        for path in file.lane_files(self._directory):
+            lane = path.stem
+            clauses: list[str] = ["1"]
+            values: list[object] = []
+            if wanted.ids:
+                numbers = [id.partition(":")[2] for id in wanted.ids if id.partition(":")[0] == lane]
+                clauses.append(f"id IN ({','.join(str(int(number)) for number in numbers if number.isdecimal())})")
+            for column, value in (("outcome = ?", wanted.outcome), ("site = ?", wanted.site)):
+                if value:
+                    clauses.append(column)
+                    values.append(value)
+            for column, limit in (("died_ms < ?", wanted.died_before_ms), ("died_ms > ?", wanted.died_after_ms)):
+                if limit is not None:
+                    clauses.append(column)
+                    values.append(limit)
+            with contextlib.closing(file.open_file(path)) as db:
+                yield lane, db, " AND ".join(clauses), tuple(values)
+
+
+def _read(blob: bytes) -> Hit | None:
+    try:
+        return hits.decode(blob)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None

@@ -1,0 +1,139 @@
+"""A collector's lane: the intake. It refuses while it cannot store, says why once, and stores again when the cause is gone."""
+
+import os
+import sqlite3
+import time
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+
+from proxy import hit as hits
+from proxy.hit import Hit
+from proxy.log import log
+from proxy.outcome import Outcome
+from proxy.spool.group import Counts, GroupCommit
+from proxy.spool.port import RECEIVED, REFUSED, SpoolConfig, SpoolError, SpoolRefused
+from proxy.spool.sqlite import file
+
+LOOK_S = 1.0
+"""Between two looks at the other lanes' sizes and the reserve."""
+REOPEN_S = 0.5
+"""Between two tries to open a lane that cannot be opened."""
+PAGE_BYTES = 4096
+
+
+class Lane:
+    """The first lane of the directory that no living process holds, else a new one."""
+
+    def __init__(self, directory: str | Path, config: SpoolConfig | None = None) -> None:
+        config = config or SpoolConfig(f"sqlite:{directory}")
+        self._directory = Path(directory)
+        self._durability = config.durability
+        self._max_bytes = config.max_bytes
+        self._others_bytes = 0
+        self._looked = self._tried = -1e9
+        self._db: sqlite3.Connection | None = None
+        self._lock: int | None = None
+        self._inode: tuple[int, int] | None = None
+        self._trouble = ""
+        self.path = self._directory
+        try:
+            file.make_directory(self._directory)
+            self._open()
+        except (sqlite3.Error, OSError) as error:
+            self._note_trouble(f"{self.path}: {error}")
+        self._group = GroupCommit(self._commit, self._close, config.commit_timeout_s)
+        self.append = self._group.append
+        self.append_blocking = self._group.append_blocking
+
+    def drop(self, site: str, outcome: Outcome) -> None:
+        self._group.count(site, outcome.value, RECEIVED)
+
+    def refuse(self, site: str) -> None:
+        self._group.count(site, REFUSED)
+
+    def close(self) -> None:
+        self._group.close()
+
+    def _commit(self, batch: list[Hit], counts: Counts) -> None:
+        """One transaction. What was written to a file that meanwhile lost its name is refused: nobody would read it."""
+        if self._db is None and time.monotonic() - self._tried < REOPEN_S:
+            raise SpoolRefused(self._trouble)
+        try:
+            db = self._db or self._open()
+            if batch:
+                self._refuse_when_full(db)
+            with file.transaction(db):
+                db.executemany("INSERT INTO fresh (hit) VALUES (?)", [(hits.encode(hit),) for hit in batch])
+                sites = Counter(hit.site for hit in batch)
+                db.executemany(file.TALLY, [(site, RECEIVED, n) for site, n in sites.items()])
+                if counts:
+                    db.executemany(file.TALLY, [(site, name, n) for (site, name), n in counts.items()])
+            if file.inode(self.path) != self._inode:
+                raise FileNotFoundError(2, "the lane's file is gone")
+        except SpoolRefused as refused:
+            self._note_trouble(str(refused))
+            raise
+        except (sqlite3.Error, OSError, SpoolError) as error:
+            self._note_trouble(f"{self.path}: {error}")
+            if file.is_corrupt(error):
+                log.error("a corrupt lane is set aside", lane=str(self.path), aside=str(file.set_aside(self.path)))
+            if not file.is_passing(error):
+                self._close()
+            raise SpoolRefused(self._trouble) from error
+        if self._trouble:
+            log.warning("storing again", lane=str(self.path), after=self._trouble)
+            self._trouble = ""
+
+    def _open(self) -> sqlite3.Connection:
+        """Take a lane. The directory is not made anew: a mount that is gone must not be mistaken for an empty one."""
+        self._tried = time.monotonic()
+        number = 0
+        while (held := file.lock(self._directory / f"lane-{number:04d}.lock")) is None:
+            number += 1
+        self._lock, self.path = held, self._directory / f"lane-{number:04d}.db"
+        try:
+            if not self.path.exists():
+                file.create_file(self.path)
+            self._db = db = file.open_file(self.path, durability=self._durability)
+            pages = file.reserve_bytes(self._directory) // 2 // PAGE_BYTES
+            db.execute(f"PRAGMA wal_autocheckpoint = {max(16, pages)}")  # the forwarder checkpoints before, where one runs
+            self._inode = file.inode(self.path)
+        except BaseException as error:
+            if isinstance(error, sqlite3.Error) and file.is_corrupt(error):
+                log.error("a corrupt lane is set aside", lane=str(self.path), aside=str(file.set_aside(self.path)))
+            self._close()
+            raise
+        return db
+
+    def _refuse_when_full(self, db: sqlite3.Connection) -> None:
+        now = time.monotonic()
+        if now - self._looked >= LOOK_S:
+            self._looked = now
+            self._others_bytes = sum(_bytes_of(path) for path in file.lane_files(self._directory) if path != self.path)
+            file.keep_reserve(self._directory)
+        if not file.has_reserve(self._directory):
+            raise SpoolRefused(f"the disk under {self._directory} is full")
+        if file.used_bytes(db) + self._others_bytes >= self._max_bytes:
+            raise SpoolRefused(f"the spool holds max_bytes ({self._max_bytes})")
+
+    def _note_trouble(self, reason: str) -> None:
+        if not self._trouble:
+            log.error("refusing beacons", reason=reason)
+        self._trouble = reason
+
+    def _close(self) -> None:
+        if self._db is not None:
+            self._db.close()
+        if self._lock is not None:
+            os.close(self._lock)
+        self._db = self._lock = self._inode = None
+
+
+def _bytes_of(path: Path) -> int:
+    """0 for a lane that cannot be read just now: the forwarder reports it."""
+    try:
+        with closing(file.open_file(path, busy_s=0.1)) as db:
+            return file.used_bytes(db)
+    except (sqlite3.Error, SpoolError):
+        return 0

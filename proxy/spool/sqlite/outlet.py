@@ -1,0 +1,170 @@
+"""The forwarder's half of the embedded spool, over all lanes of the directory. A lane in trouble rests; the others go on."""
+
+import contextlib
+import functools
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+from proxy.log import log
+from proxy.spool.port import Claim, ForwarderRunning, Ledger, Settlement, SpoolError
+from proxy.spool.sqlite import file
+from proxy.spool.sqlite.reader import LaneReader
+from proxy.spool.sqlite.survey import read_ledger
+
+LOOK_S = 1.0
+"""Between two looks for lanes that came or went."""
+REST_S = 1.0
+"""How long a lane in trouble is left alone."""
+STATE = "forwarder.json"
+
+
+class SqliteOutlet:
+    """Used from one thread at a time. Raises ForwarderRunning if another forwarder holds the directory."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self._directory = Path(directory)
+        file.make_directory(self._directory)
+        held = file.lock(self._directory / "forwarder.lock")
+        if held is None:
+            raise ForwarderRunning(f"another forwarder is at work on {self._directory}")
+        self._lock = held
+        self._readers: dict[int, LaneReader] = {}
+        self._resting: dict[int, float] = {}
+        """Lane → when it may be tried again (monotonic)."""
+        self._unopened: dict[Path, str] = {}
+        self._looked = -1e9
+        try:
+            self._look_for_lanes(time.time_ns() // 1_000_000)
+        except SpoolError:
+            os.close(held)
+            raise
+
+    def claim(self, limit: int, now_ms: int, closed: Collection[str] = ()) -> list[Claim]:
+        """As the port says; each lane gets its share."""
+        if time.monotonic() - self._looked >= LOOK_S:
+            with contextlib.suppress(SpoolError):  # reported; a lane of a newer version came while we run
+                self._look_for_lanes(now_ms)
+        claims: list[Claim] = []
+        readers = [reader for reader in self._readers.values() if self._rested(reader)]
+        for turn, reader in enumerate(readers):
+            share = -(-(limit - len(claims)) // (len(readers) - turn))
+            if share > 0:
+                claims += self._guarded(reader, functools.partial(reader.claim, share, now_ms, closed)) or []
+        return claims
+
+    def settle(self, settlements: Sequence[Settlement]) -> None:
+        """As the port says."""
+        now_ms = time.time_ns() // 1_000_000
+        by_lane: dict[int, list[Settlement]] = {}
+        for settlement in settlements:
+            by_lane.setdefault(settlement.claim.ticket.lane, []).append(settlement)
+        for lane, some in by_lane.items():
+            reader = self._readers.get(lane)
+            if reader is not None:  # a lane that is gone for good has nothing to settle
+                reader.keep(some)
+                self._flush(reader, now_ms)
+
+    def ledger(self) -> Ledger:
+        return read_ledger(self._directory)
+
+    def publish(self, state: bytes) -> None:
+        unfinished = self._directory / f"{STATE}.new"
+        with contextlib.suppress(OSError):  # no room for it: it is only for looking at
+            unfinished.write_bytes(state)
+            unfinished.rename(self._directory / STATE)
+        for reader in list(self._readers.values()):
+            self._flush(reader, time.time_ns() // 1_000_000)
+
+    def recall(self) -> bytes:
+        return read_state(self._directory)
+
+    def close(self) -> None:
+        for reader in self._readers.values():
+            with contextlib.suppress(sqlite3.Error):  # what cannot be settled is sent again, byte-identical
+                reader.flush(time.time_ns() // 1_000_000)
+            reader.close()
+        os.close(self._lock)
+
+    def _flush(self, reader: LaneReader, now_ms: int) -> None:
+        if self._rested(reader):
+            self._guarded(reader, functools.partial(reader.flush, now_ms))
+
+    def _rested(self, reader: LaneReader) -> bool:
+        return time.monotonic() >= self._resting.get(reader.identity, 0.0)
+
+    def _guarded(self, reader: LaneReader, call: Callable[[], list[Claim] | None]) -> list[Claim] | None:
+        """What the call gives. In trouble: None, and the lane rests, or is set aside if it is corrupt."""
+        try:
+            try:
+                found = call()
+            except sqlite3.Error as error:
+                if not file.is_full(error) or not file.spend_reserve(self._directory):
+                    raise
+                log.warning("the disk is full: the reserve is given up, so that settlements go through")
+                reader.checkpoint()
+                found = call()
+        except sqlite3.Error as error:
+            self._in_trouble(reader, error)
+            return None
+        if self._resting.pop(reader.identity, None) is not None:
+            log.info("lane works again", lane=str(reader.path))
+        return found
+
+    def _in_trouble(self, reader: LaneReader, error: sqlite3.Error) -> None:
+        if reader.identity not in self._resting:
+            log.error("lane in trouble", lane=str(reader.path), reason=str(error))
+        self._resting[reader.identity] = time.monotonic() + REST_S
+        if file.is_corrupt(error):
+            aside = file.set_aside(reader.path)
+            log.error("a corrupt lane is set aside", lane=str(reader.path), aside=str(aside))
+            self._forget(reader)
+
+    def _forget(self, reader: LaneReader) -> None:
+        reader.close()
+        self._readers.pop(reader.identity, None)
+        self._resting.pop(reader.identity, None)
+
+    def _look_for_lanes(self, now_ms: int) -> None:
+        """Open lanes that came, forget those whose name stands for another file now. A name that is gone may come back."""
+        self._looked = time.monotonic()
+        by_path = {reader.path: reader for reader in self._readers.values()}
+        for path in file.lane_files(self._directory):
+            reader = by_path.get(path)
+            if reader is not None and reader.inode != file.inode(path):
+                log.warning("lane was replaced", lane=str(path))
+                self._forget(reader)
+                reader = None
+            if reader is None:
+                self._take_up(path, now_ms)
+        for reader in list(self._readers.values()):
+            if file.inode(reader.path) is None:
+                self._resting[reader.identity] = self._looked + REST_S
+        if self._readers:
+            with contextlib.suppress(OSError):
+                file.keep_reserve(self._directory)
+
+    def _take_up(self, path: Path, now_ms: int) -> None:
+        try:
+            reader = LaneReader(path)
+            self._readers[reader.identity] = reader
+            reader.mend_due_times(now_ms)
+            self._unopened.pop(path, None)
+        except (sqlite3.Error, SpoolError) as error:
+            if self._unopened.get(path) != str(error):
+                log.error("lane cannot be read", lane=str(path), reason=str(error))
+                self._unopened[path] = str(error)
+            if file.is_corrupt(error):
+                log.error("a corrupt lane is set aside", lane=str(path), aside=str(file.set_aside(path)))
+            if isinstance(error, SpoolError):
+                raise
+
+
+def read_state(directory: str | Path) -> bytes:
+    """What the forwarder published last; b"" if nothing."""
+    try:
+        return (Path(directory) / STATE).read_bytes()
+    except OSError:
+        return b""

@@ -1,0 +1,104 @@
+"""What can be read of the embedded spool from outside, running or not: the ledger, and why it cannot take beacons."""
+
+import contextlib
+import os
+import sqlite3
+from pathlib import Path
+
+import msgspec
+
+from proxy import hit as hits
+from proxy.outcome import Outcome
+from proxy.spool.port import RECEIVED, Ledger, SpoolError
+from proxy.spool.sqlite import file
+
+ENDED = frozenset(outcome.value for outcome in Outcome)
+LOCKED_S = 1.0
+"""A lane that is locked for longer takes no beacons."""
+
+
+def prepare_directory(directory: str | Path) -> None:
+    """Create it if need be, and look whether this process may write there. Raises SpoolError."""
+    place = Path(directory)
+    try:
+        file.make_directory(place)
+        if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        raise SpoolError(
+            f"spool: cannot use {place} ({error.strerror}); expected a directory that this user may create and write"
+        ) from None
+
+
+def read_ledger(directory: str | Path) -> Ledger:
+    """The sum over all lanes, each read in one transaction. An absent directory is an empty spool.
+
+    A lane that is corrupt is named, and not in the sum. Raises SpoolError for a lane of a newer version.
+    """
+    place = Path(directory)
+    counts: dict[str, dict[str, int]] = {}
+    unread = [path.name for path in file.set_aside_files(place)]
+    pending, oldest = 0, []
+    for path in file.lane_files(place):
+        try:
+            rows, first = _read_lane(path)
+        except sqlite3.Error as error:
+            if not path.exists():
+                continue
+            if not file.is_corrupt(error):
+                raise
+            unread.append(path.name)
+            continue
+        for site, name, n in rows:
+            of_site = counts.setdefault(site, {})
+            of_site[name] = of_site.get(name, 0) + n
+            pending += n if name == RECEIVED else -n if name in ENDED else 0
+        for blob in first:
+            with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+                oldest.append(hits.decode(blob).received_ms)
+    return Ledger(counts, pending, min(oldest, default=None), tuple(unread))
+
+
+def _read_lane(path: Path) -> tuple[list[tuple[str, str, int]], list[bytes]]:
+    """(site, name, n) of the ledger, and the first hit of each table in which hits wait."""
+    with contextlib.closing(file.open_file(path)) as db:
+        db.execute("BEGIN")
+        rows = db.execute("SELECT site, name, n FROM ledger").fetchall()
+        first = [db.execute(f"SELECT hit FROM {table} ORDER BY id LIMIT 1").fetchone() for table in ("fresh", "waiting")]
+        db.execute("COMMIT")
+    return rows, [row[0] for row in first if row]
+
+
+def why_unready(directory: str | Path, max_bytes: int) -> str:
+    """Why this directory cannot take beacons; "" if it takes a synced write, has room, and a collector holds a lane."""
+    place = Path(directory)
+    probe = place / "ready.probe"
+    try:
+        with probe.open("wb") as opened:
+            opened.write(b"ready?")
+            opened.flush()
+            os.fsync(opened.fileno())
+        if not file.has_reserve(place):
+            return f"the disk under {place} is full"
+        lanes = [path for path in file.lane_files(place) if _is_held(path.with_suffix(".lock"))]
+        if not lanes:
+            return f"no collector holds a lane of {place}"
+        for path in lanes:
+            with contextlib.closing(file.open_file(path, busy_s=LOCKED_S)) as db, file.transaction(db):
+                pass
+        used = sum(_used_bytes(path) for path in file.lane_files(place))
+    except (OSError, sqlite3.Error, SpoolError) as error:
+        return f"the spool cannot be written: {error}"
+    return f"the spool is full: {used:,} of max_bytes {max_bytes:,}" if used >= max_bytes else ""
+
+
+def _used_bytes(path: Path) -> int:
+    with contextlib.closing(file.open_file(path)) as db:
+        return file.used_bytes(db)
+
+
+def _is_held(path: Path) -> bool:
+    held = file.lock(path)
+    if held is not None:
+        os.close(held)
+    return held is None
