@@ -42,6 +42,10 @@ docs: setup ## Write the generated tables anew
 bench: setup ## Measure against a bare server, in turn
 	$(RUN)python benchmarks/intake.py
 
+.PHONY: chaos
+chaos: setup ## Break it on purpose: 200 kills, a schedule of faults, a backlog of a million (about 20 minutes)
+	$(RUN)python -m tests.chaos
+
 .PHONY: wheel
 wheel: setup ## Build the wheel into dist/
 	rm -rf dist

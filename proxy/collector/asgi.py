@@ -77,7 +77,10 @@ class CollectorApp:
             headers[b"x-forwarded-for"] = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for")
         body, start = b"", STORED
         if b"content-length" in headers or b"transfer-encoding" in headers:
-            body = await _read(receive)
+            arrived = await _read(receive)
+            if arrived is None:
+                return
+            body = arrived
             if len(body) > MAX_BEACON_BYTES:
                 start = UNREAD_BODY
         client = scope.get("client")
@@ -102,13 +105,16 @@ class CollectorApp:
         await send(PIXEL)
 
 
-async def _read(receive: Receive) -> bytes:
-    """The body, read no further than one byte over the limit."""
+async def _read(receive: Receive) -> bytes | None:
+    """The body, read no further than one byte over the limit; None if the client went away in the middle of it.
+
+    Half a body is no beacon: an identity that was cut off could be somebody else's.
+    """
     chunks, size = [], 0
     while size <= MAX_BEACON_BYTES:
         message = await receive()
         if message["type"] == "http.disconnect":
-            break
+            return None
         chunks.append(chunk := message.get("body", b""))
         size += len(chunk)
         if not message.get("more_body", False):

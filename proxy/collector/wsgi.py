@@ -52,10 +52,12 @@ class CollectorWsgi:
             if name.startswith("HTTP_")
         }
         query = environ.get("QUERY_STRING", "").encode("latin-1", "replace")
+        body = _read(environ)
+        if body is None:
+            start_response("400 Bad Request", GIF_TEXT)
+            return [GIF]
         intake = self._intake()
-        hit = self._collector.collect(
-            kind, query, _read(environ), headers, environ.get("REMOTE_ADDR", ""), time.time_ns() // 1_000_000
-        )
+        hit = self._collector.collect(kind, query, body, headers, environ.get("REMOTE_ADDR", ""), time.time_ns() // 1_000_000)
         if isinstance(hit, Outcome):
             intake.drop(self._collector.site(environ.get("HTTP_HOST", "")) or DEFAULT_SITE, hit)
         else:
@@ -69,8 +71,9 @@ class CollectorWsgi:
         return [GIF]
 
 
-def _read(environ: dict[str, Any]) -> bytes:
-    """The body, kept up to one byte over the limit. A server that marks the end itself may send it chunked.
+def _read(environ: dict[str, Any]) -> bytes | None:
+    """The body, kept up to one byte over the limit; None if it did not arrive whole (half a body is no beacon).
+    A server that marks the end itself may send it chunked.
 
     What is over the limit is read and thrown away, within reason: a server that closes on unread bytes resets the connection,
     and the client would never see the answer.
@@ -85,9 +88,11 @@ def _read(environ: dict[str, Any]) -> bytes:
     while size < limit:
         try:
             chunk: bytes = environ["wsgi.input"].read(min(limit - size, 65_536))
-        except (OSError, ValueError):  # the client went away, or framed its body wrongly: keep what arrived
-            break
+        except (OSError, ValueError):  # the client went away, or framed its body wrongly
+            return None
         if not chunk:
+            if length.isdigit():
+                return None
             break
         if size <= MAX_BEACON_BYTES:
             chunks.append(chunk)
