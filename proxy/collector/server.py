@@ -1,8 +1,9 @@
 """The HTTP server under the public listener: uvicorn, with what beacons need of it set once.
 
 Real clients send bytes that are no URL (raw UTF-8, a "#" that leaked out of a value); uvicorn would answer them 400 or cut the
-query short. Here they are escaped as they arrive, so that the beacon is read as it was meant. And clients that are slow or hostile
-are bounded: in the time and size of a request, and in number.
+query short. Here they are escaped as they arrive, so that the beacon is read as it was meant.
+
+Clients that are slow or hostile are bounded: in the time and the size of a request, and in number.
 """
 
 import asyncio

@@ -43,6 +43,8 @@ class Pace(msgspec.Struct):
     limit: float = START_LIMIT
     in_flight: int = 0
     state: State = State.CLOSED
+    proven: bool = False
+    """It has taken something since we started."""
     health: float = 1.0
     """Moving share of successes, 0 to 1."""
     best_ms: float = 0.0
@@ -76,7 +78,7 @@ class Pace(msgspec.Struct):
     def succeeded(self, took_ms: float, now_ms: int) -> None:
         """An answer that says the upstream works, whatever it says of the hit. The first one closes an open breaker."""
         self.in_flight -= 1
-        self.failures = 0
+        self.failures, self.proven = 0, True
         if self.state is not State.CLOSED:
             self.state, self.limit, self.growing = State.CLOSED, min(START_LIMIT, self.ceiling), True
             self.health, self.probe_wait_ms = 1.0, PROBE_BASE_MS
@@ -110,7 +112,7 @@ class Pace(msgspec.Struct):
 
     def blames_hit(self) -> bool:
         """Whether a failure now would be the hit's own: others pass, and the last one did."""
-        return self.state is State.CLOSED and self.health > HEALTHY and self.failures == 0
+        return self.proven and self.state is State.CLOSED and self.health > HEALTHY and self.failures == 0
 
     def _open(self, now_ms: int) -> None:
         self.state = State.OPEN

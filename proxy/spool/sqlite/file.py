@@ -30,6 +30,7 @@ TALLY = "INSERT INTO ledger VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET n = n + e
 BUSY_S = 5.0
 RESERVE_BYTES = 16 * 1024**2
 """At most; on a small file system a sixteenth of it."""
+PAGE_BYTES = 4096
 ASIDE = ".corrupt-"
 
 
@@ -56,7 +57,9 @@ def open_file(path: Path, *, durability: str = "os", busy_s: float = BUSY_S) -> 
     )
     try:
         db.execute(f"PRAGMA synchronous = {'FULL' if durability == 'disk' else 'NORMAL'}")
-        db.execute("PRAGMA journal_size_limit = 67108864")
+        log_bytes = reserve_bytes(path.parent) // 2  # a log that can be brought into the file with the reserve's room alone
+        db.execute(f"PRAGMA wal_autocheckpoint = {max(16, log_bytes // PAGE_BYTES)}")
+        db.execute(f"PRAGMA journal_size_limit = {4 * log_bytes}")
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
             raise SpoolError(
@@ -168,10 +171,10 @@ def set_aside_files(directory: Path) -> list[Path]:
     return sorted(path for path in directory.glob(f"lane-????.db{ASIDE}*") if path.name[-4:] not in ("-wal", "-shm"))
 
 
-def used_bytes(db: sqlite3.Connection) -> int:
-    """Bytes of a lane that hold something; pages that were emptied are used again and do not count."""
+def sizes(db: sqlite3.Connection) -> tuple[int, int]:
+    """Bytes of a lane that hold something, and bytes of pages that were emptied: those are used again, and never given back."""
     pages, free, size = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size"))
-    return int((pages - free) * size)
+    return (pages - free) * size, free * size
 
 
 def reserve_bytes(directory: Path) -> int:
@@ -180,15 +183,19 @@ def reserve_bytes(directory: Path) -> int:
     return min(RESERVE_BYTES, found.f_blocks * found.f_frsize // 16)
 
 
-def has_reserve(directory: Path) -> bool:
-    """Whether the reserve is there. While it is not, collectors refuse: what the forwarder was given to finish its work with is
-    not theirs."""
-    return os.path.exists(directory / "reserve")
+def has_room(directory: Path, emptied_bytes: int) -> bool:
+    """Whether a collector may store: the reserve is there, and beyond it the disk, or its own lane, has some room left.
+
+    While the reserve is not there, collectors refuse: what the forwarder was given to finish its work with is not theirs.
+    """
+    found = os.statvfs(directory)
+    free = found.f_bavail * found.f_frsize + emptied_bytes
+    return free >= 3 * reserve_bytes(directory) and os.path.exists(directory / "reserve")
 
 
 def keep_reserve(directory: Path) -> None:
     """Hold back room on the disk, if there is any, so that settlements still go through when it is full."""
-    if has_reserve(directory):
+    if os.path.exists(directory / "reserve"):
         return
     size = reserve_bytes(directory)
     found = os.statvfs(directory)

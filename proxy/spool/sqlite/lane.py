@@ -19,7 +19,6 @@ LOOK_S = 1.0
 """Between two looks at the other lanes' sizes and the reserve."""
 REOPEN_S = 0.5
 """Between two tries to open a lane that cannot be opened."""
-PAGE_BYTES = 4096
 
 
 class Lane:
@@ -95,16 +94,14 @@ class Lane:
         try:
             if not self.path.exists():
                 file.create_file(self.path)
-            self._db = db = file.open_file(self.path, durability=self._durability)
-            pages = file.reserve_bytes(self._directory) // 2 // PAGE_BYTES
-            db.execute(f"PRAGMA wal_autocheckpoint = {max(16, pages)}")  # the forwarder checkpoints before, where one runs
+            self._db = file.open_file(self.path, durability=self._durability)
             self._inode = file.inode(self.path)
         except BaseException as error:
             if isinstance(error, sqlite3.Error) and file.is_corrupt(error):
                 log.error("a corrupt lane is set aside", lane=str(self.path), aside=str(file.set_aside(self.path)))
             self._close()
             raise
-        return db
+        return self._db
 
     def _refuse_when_full(self, db: sqlite3.Connection) -> None:
         now = time.monotonic()
@@ -112,9 +109,10 @@ class Lane:
             self._looked = now
             self._others_bytes = sum(_bytes_of(path) for path in file.lane_files(self._directory) if path != self.path)
             file.keep_reserve(self._directory)
-        if not file.has_reserve(self._directory):
+        used, emptied = file.sizes(db)
+        if not file.has_room(self._directory, emptied):
             raise SpoolRefused(f"the disk under {self._directory} is full")
-        if file.used_bytes(db) + self._others_bytes >= self._max_bytes:
+        if used + self._others_bytes >= self._max_bytes:
             raise SpoolRefused(f"the spool holds max_bytes ({self._max_bytes})")
 
     def _note_trouble(self, reason: str) -> None:
@@ -134,6 +132,6 @@ def _bytes_of(path: Path) -> int:
     """0 for a lane that cannot be read just now: the forwarder reports it."""
     try:
         with closing(file.open_file(path, busy_s=0.1)) as db:
-            return file.used_bytes(db)
+            return file.sizes(db)[0]
     except (sqlite3.Error, SpoolError):
         return 0

@@ -101,9 +101,10 @@ class SqliteOutlet:
             try:
                 found = call()
             except sqlite3.Error as error:
-                if not file.is_full(error) or not file.spend_reserve(self._directory):
+                if not file.is_full(error):
                     raise
-                log.warning("the disk is full: the reserve is given up, so that settlements go through")
+                if file.spend_reserve(self._directory):
+                    log.warning("the disk is full: the reserve is given up, so that settlements go through")
                 reader.checkpoint()
                 found = call()
         except sqlite3.Error as error:

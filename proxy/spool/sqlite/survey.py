@@ -78,14 +78,13 @@ def why_unready(directory: str | Path, max_bytes: int) -> str:
             opened.write(b"ready?")
             opened.flush()
             os.fsync(opened.fileno())
-        if not file.has_reserve(place):
-            return f"the disk under {place} is full"
         lanes = [path for path in file.lane_files(place) if _is_held(path.with_suffix(".lock"))]
         if not lanes:
             return f"no collector holds a lane of {place}"
         for path in lanes:
             with contextlib.closing(file.open_file(path, busy_s=LOCKED_S)) as db, file.transaction(db):
-                pass
+                if not file.has_room(place, file.sizes(db)[1]):
+                    return f"the disk under {place} is full"
         used = sum(_used_bytes(path) for path in file.lane_files(place))
     except (OSError, sqlite3.Error, SpoolError) as error:
         return f"the spool cannot be written: {error}"
@@ -94,7 +93,7 @@ def why_unready(directory: str | Path, max_bytes: int) -> str:
 
 def _used_bytes(path: Path) -> int:
     with contextlib.closing(file.open_file(path)) as db:
-        return file.used_bytes(db)
+        return file.sizes(db)[0]
 
 
 def _is_held(path: Path) -> bool:

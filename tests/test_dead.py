@@ -1,0 +1,105 @@
+"""`dead list|replay|discard`, as an operator uses them while everything runs."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+from conftest import ProxyProcess, wait_for
+
+from tests.chaos.laboratory import Upstream
+
+Serve = Callable[..., ProxyProcess]
+
+
+def dead(proxy: ProxyProcess, *arguments: str, said: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "proxy", "dead", *arguments],
+        env=proxy.environment,
+        input=said,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def faulty() -> Iterator[Upstream]:
+    upstream = Upstream()
+    yield upstream
+    upstream.stop()
+
+
+@pytest.fixture
+def proxy(serve: Serve, faulty: Upstream) -> ProxyProcess:
+    """Running, with five dead letters."""
+    faulty.ask("fault 404")
+    running = serve(upstream=faulty.url)
+    for n in range(5):
+        assert httpx.get(f"{running.url}/e?_n=lost{n}&_p=me").status_code == 200
+    wait_for(lambda: running.status()["dead"] == 5, "the dead letters")
+    return running
+
+
+def test_list_shows_reason_answer_and_what_it_was(proxy: ProxyProcess) -> None:
+    """For eyes a table, for scripts an object a line."""
+    table = dead(proxy, "list")
+    assert (table.returncode, table.stderr) == (0, "")
+    assert table.stdout.count("rejected") == 5
+    assert "/e lost3" in table.stdout
+    limited = dead(proxy, "list", "--limit", "2")
+    assert "2 of 5" in limited.stdout
+    letters = [json.loads(line) for line in dead(proxy, "list", "--json").stdout.splitlines()]
+    assert {(letter["reason"], letter["answer"], letter["attempts"], letter["site"]) for letter in letters} == {
+        ("rejected", "404", 1, "default")
+    }
+    assert dead(proxy, "list", "--older", "1h").stdout == "No dead letters match.\n"
+    assert dead(proxy, "list", "--newer", "1h", "--site", "default", "--reason", "rejected").stdout.count("lost") == 5
+
+
+def test_replay_while_serving_delivers_each_once_however_often_it_is_said(proxy: ProxyProcess, faulty: Upstream) -> None:
+    """The mistake is mended, the letters go out; the vendor gets each once."""
+    faulty.ask("fault ok")
+    first = dead(proxy, "replay", "--json")
+    assert (first.returncode, json.loads(first.stdout)) == (0, {"replayed": 5})
+    assert dead(proxy, "replay").stdout == "0 dead letters are pending again.\n"
+    status = wait_for(lambda: (found := proxy.status())["delivered"] == 5 and found, "the letters' delivery")
+    assert (status["received"], status["dead"], status["pending"]) == (5, 0, 0)
+    report = faulty.ask("report")
+    assert (report["acknowledged"], report["copies"], report["differing"]) == (5, 0, 0)
+
+
+def test_discard_asks_first_and_the_ledger_says_where_they_went(proxy: ProxyProcess) -> None:
+    """What is thrown away is gone: the question comes before, and "no" is the default."""
+    refused = dead(proxy, "discard", said="\n")
+    assert refused.returncode == 1
+    assert "5" in refused.stderr
+    assert proxy.status()["dead"] == 5
+    done = dead(proxy, "discard", "--yes")
+    assert (done.returncode, done.stdout) == (0, "5 dead letters were thrown away.\n")
+    status = proxy.status()
+    assert (status["received"], status["dead"], status["pending"], status["dropped"]) == (5, 0, 0, {"discarded": 5})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["list", "--reason", "tired"], "rejected"),
+        (["replay", "--older", "yesterday"], "7d"),
+        (["replay", "17"], "lane-0000:17"),
+        (["discard", "--newer", "-5m"], "7d"),
+    ],
+)
+def test_mistakes_are_told_with_what_was_expected(serve: Serve, arguments: list[str], expected: str) -> None:
+    """Exit status 2, no traceback, and nothing happens."""
+    done = dead(serve(), *arguments)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_nothing_dead_is_said_in_words(serve: Serve) -> None:
+    """Also with no spool at all."""
+    assert dead(serve(), "list").stdout == "No dead letters.\n"
