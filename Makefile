@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/
+TEST_PROCESSES ?= $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN)) # most of a test is waiting for real processes
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -24,7 +25,7 @@ demo: setup ## See it work: a pretend shop, the proxy and a stand-in for the ven
 
 .PHONY: test
 test: setup ## Run the tests
-	$(RUN)pytest -n auto
+	$(RUN)pytest -n $(TEST_PROCESSES)
 
 .PHONY: lint
 lint: setup ## Check style, types, the direction of imports and the generated tables

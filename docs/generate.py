@@ -3,8 +3,10 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from proxy import settings
+from proxy.delivery import Answer, Final, Policy, decide
 from proxy.outcome import Outcome
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -16,7 +18,45 @@ def outcomes_table() -> str:
     return "\n".join([*rows, *(f"| `{outcome}` | {outcome.ending} | {outcome.meaning} |" for outcome in Outcome)])
 
 
-TABLES = {"README.md": ("settings", settings.table), "docs/outcomes.md": ("outcomes", outcomes_table)}
+def verdicts_table() -> str:
+    """What decide() makes of each kind of answer, as a Markdown table: asked of the function itself."""
+    policy = Policy()
+
+    def say(answer: Answer, **circumstances: Any) -> str:
+        facts = {"attempt": 1, "age_ms": 0, "policy": policy, "now_ms": 0, "jitter": 0.999999, **circumstances}
+        verdict = decide(answer, **facts)
+        if isinstance(verdict, Final):
+            return f"{verdict.outcome.ending} (`{verdict.outcome}`)"
+        return f"again within {(verdict.due_ms + 1) / 1000:g} s" + ("" if verdict.counted else ", attempt not counted")
+
+    answers = [Answer(status) for status in (200, 204, 304, 301, 302, 400, 401, 403, 404, 408, 425, 429, 500, 502, 503, 504)]
+    by_row: dict[tuple[str, ...], list[str]] = {}
+    for answer in [*answers, Answer(failure="no connection, a timeout, half an answer")]:
+        row = (
+            say(answer),
+            say(answer, attempt=4),
+            say(answer, attempt=9, blamed=False),
+            say(answer, attempt=policy.max_attempts),
+            say(answer, age_ms=policy.max_age_ms + 1),
+        )
+        by_row.setdefault(row, []).append(str(answer))
+    head = (
+        "the upstream answers",
+        "1st attempt",
+        "4th attempt",
+        "while it fails everything",
+        "attempt 20, others pass",
+        "older than max_age",
+    )
+    rows = [head, tuple("---" for _ in head), *((", ".join(answers), *row) for row, answers in by_row.items())]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+TABLES = {
+    "README.md": ("settings", settings.table),
+    "docs/outcomes.md": ("outcomes", outcomes_table),
+    "docs/delivery.md": ("verdicts", verdicts_table),
+}
 
 
 def main() -> int:

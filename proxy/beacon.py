@@ -5,6 +5,7 @@ every spelling that some server might read as theirs, so that a client can never
 """
 
 import re
+import string
 import unicodedata
 from collections.abc import Iterator
 from urllib.parse import unquote_to_bytes
@@ -28,6 +29,7 @@ FUTURE_MS = 3_600_000
 RESERVED = frozenset({"_k", "_p", "_n", "_t", "_d"})
 _TIMESTAMP = re.compile(r"\d{1,15}(\.\d{1,9})?")
 _PHP_UNDERSCORE = str.maketrans(". [", "___")
+_TELLING = frozenset(string.ascii_letters + string.digits + "_.[ ")
 
 
 class Beacon(msgspec.Struct, frozen=True):
@@ -113,19 +115,27 @@ def _text(raw: bytes) -> str:
 
 
 def reserved_name(name: str) -> str | None:
-    """The server-owned name that some upstream could read this one as, else None.
-
-    Beyond case, white space, control characters and compatibility forms (full-width letters), this knows the habits of PHP
-    (".k", " k" and "[k" all become "_k") and of servers that read "_k[]" as an array named "_k".
-    """
+    """The server-owned name that some upstream could read this one as, else None."""
     if name in RESERVED:
         return name
-    if len(name) <= MAX_NAME and name.isascii() and name[0].isalpha():
-        return None
+    for plain in (plain_name(name), plain_name(name.partition("\0")[0])):  # for some servers a NUL ends a name
+        if plain in RESERVED:
+            return plain
+    return None
+
+
+def plain_name(name: str) -> str:
+    """What the laxest of servers could take a name for: of two names with the same plain form, one may pass for the other.
+
+    Case, white space, punctuation, invisible and full-width characters are gone. ".k" and
+    "[k" are "_k" (PHP), and so is "_k[]" (an array named "_k").
+    """
+    if len(name) <= MAX_NAME and name.isascii() and name.isalnum():
+        return name.lower()
     plain = unicodedata.normalize("NFKC", name[:MAX_NAME])
-    plain = "".join(c for c in plain if unicodedata.category(c)[0] != "C").strip()
-    plain = (plain[:1].translate(_PHP_UNDERSCORE) + re.split(r"[\[\]]", plain[1:], maxsplit=1)[0]).rstrip().lower()
-    return plain if plain in RESERVED else None
+    plain = "".join(c for c in plain if c in _TELLING).strip()
+    plain = (plain[:1].translate(_PHP_UNDERSCORE) + plain[1:].partition("[")[0]).lower()
+    return "".join(c for c in plain if c == "_" or c.isalnum())
 
 
 def fold(name: str) -> str:

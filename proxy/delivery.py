@@ -64,7 +64,7 @@ def delivered(answer: Answer) -> bool:
 
 def refused(answer: Answer) -> bool:
     """A permanent no to this hit, from an upstream that works."""
-    return 0 < answer.status < 500 and not delivered(answer) and answer.status not in RETRYABLE_STATUS
+    return 200 <= answer.status < 500 and not delivered(answer) and answer.status not in RETRYABLE_STATUS
 
 
 def decide(

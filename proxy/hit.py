@@ -9,8 +9,8 @@ import msgspec
 KINDS = ("e", "s", "a")
 """The three calls of the beacon API: record an event, set properties, alias two identities."""
 
-MAX_BEACON_BYTES = 65_536
-"""Query and body together; a larger beacon is dropped (`too_large`). The largest real one is a few KB."""
+MAX_BEACON_BYTES = 61_440
+"""60 KiB, query and body together; a larger beacon is dropped (`too_large`). The largest real one is a few KB."""
 
 DEFAULT_SITE = "default"
 

@@ -36,7 +36,7 @@ class Outcome(StrEnum):
         Ending.DROPPED,
         "An identity over 255 characters. It is not shortened: a shortened identity could be somebody else's.",
     )
-    TOO_LARGE = "too_large", Ending.DROPPED, "Query and body together are over 64 KiB."
+    TOO_LARGE = "too_large", Ending.DROPPED, "Query and body together are over 60 KiB."
     UNKNOWN_HOST = "unknown_host", Ending.DROPPED, "The host belongs to no site, and there is no default site."
 
     DISCARDED = "discarded", Ending.DROPPED, "A dead letter that the operator threw away (`dead discard`)."
@@ -45,4 +45,8 @@ class Outcome(StrEnum):
     EXHAUSTED = "exhausted", Ending.DEAD, "It failed `max_attempts` times while others were delivered."
     EXPIRED = "expired", Ending.DEAD, "Not delivered within `max_age`."
     UNKNOWN_SITE = "unknown_site", Ending.DEAD, "The site it was received for is no longer configured."
-    UNREADABLE = "unreadable", Ending.DEAD, "The stored record cannot be understood by this version."
+    UNREADABLE = (
+        "unreadable",
+        Ending.DEAD,
+        "The stored record cannot be understood by this version, or handling it failed (the log says how).",
+    )

@@ -14,8 +14,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from proxy.beacon import reserved_name
 from proxy.collector.config import CollectorConfig
 from proxy.delivery import Policy
 from proxy.forward.config import ForwarderConfig, Site
@@ -39,19 +50,35 @@ def _comma_separated(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+A_URL = "expected a URL such as https://trk.kissmetrics.io"
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*\.?")
+
+
 def _url(value: object) -> object:
-    if not isinstance(value, str):
-        raise ValueError("expected a URL such as https://trk.kissmetrics.io")
-    parts = urlsplit(value)
+    if not isinstance(value, str) or not re.fullmatch(r"[!-~]+", value):
+        raise ValueError(A_URL)
     try:
-        port_ok = parts.port is None or 0 < parts.port < 65536
+        parts = urlsplit(value)
+        host, port = parts.hostname or "", parts.port
+        if ":" in host:
+            ipaddress.IPv6Address(host)
+        elif not _HOST.fullmatch(host) or len(host) > 253:
+            raise ValueError
     except ValueError:
-        port_ok = False
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port_ok:
-        raise ValueError("expected a URL such as https://trk.kissmetrics.io")
-    if parts.query or parts.fragment or parts.username or parts.password:
+        raise ValueError(A_URL) from None
+    if parts.scheme not in ("http", "https") or port == 0:
+        raise ValueError(A_URL)
+    if "?" in value or "#" in value or "@" in parts.netloc:
         raise ValueError("expected a URL without user, query or fragment")
+    if not re.fullmatch(r"[A-Za-z0-9._~!$&'()*+,;=:@/-]*", parts.path):
+        raise ValueError("expected a URL with a plain path")
     return value.rstrip("/")
+
+
+def _address_property(value: object) -> object:
+    if isinstance(value, str) and value and (len(value) > 255 or not value.isprintable() or reserved_name(value)):
+        raise ValueError("expected a property name such as _ip, other than the API's own _k, _p, _n, _t and _d")
+    return value
 
 
 def _prefix(value: object) -> object:
@@ -137,7 +164,7 @@ class SiteSettings(BaseModel):
 class Settings(BaseModel):
     """All settings. The descriptions are the docs table."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
 
     api_key: ApiKey | None = Field(None, description="The vendor's API key (secret). Only the forwarder gets it.")
     upstream: Url = Field(VENDOR, description="Base URL of the vendor's beacon API.")
@@ -162,12 +189,12 @@ class Settings(BaseModel):
         validate_default=True,
         description="Networks (CIDR, or `loopback`, `private`) whose `X-Forwarded-For` is believed.",
     )
-    address_property: str = Field(
-        "", max_length=255, description="Property under which the client's address goes upstream, such as `_ip`; none by default."
+    address_property: Annotated[str, BeforeValidator(_address_property)] = Field(
+        "", description="Property under which the client's address goes upstream, such as `_ip`; none by default."
     )
     engine: Literal["pyreqwest", "httpx"] = Field("pyreqwest", description="The HTTP client towards the upstream.")
     concurrency: int = Field(
-        256, ge=1, le=1024, description="Most requests in flight to one upstream; how many it takes is found out below that."
+        128, ge=1, le=1024, description="Most requests in flight to one upstream; how many it takes is found out below that."
     )
     attempt_timeout: float = Field(10.0, gt=0, le=300, description="Seconds one attempt may take.")
     backoff_base: float = Field(0.5, gt=0, le=3600, description="Seconds of the first back-off; doubles with each attempt.")
@@ -185,6 +212,19 @@ class Settings(BaseModel):
     shutdown_grace: float = Field(10.0, gt=0, le=600, description="Seconds a stop may take.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     sites: dict[str, SiteSettings] = Field({}, description="Several sites in one proxy, `[sites.NAME]`; see below.")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("expected a value, not true or false")
+        return value
+
+    @model_validator(mode="after")
+    def _listeners_differ(self) -> Self:
+        if self.port and self.port == self.admin_port and self.host == self.admin_host:
+            raise ValueError(f"port, admin_port: found {self.port} for both; expected the admin listener on a port of its own")
+        return self
 
     @model_validator(mode="after")
     def _sites_agree(self) -> Self:
@@ -280,7 +320,7 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     """BEACON_PROXY_A__B=v → {"a": {"b": "v"}}. Names that end in no setting are found by validation, like the file's."""
     tree: dict[str, Any] = {}
     for name in sorted(environ):
-        if not name.startswith(PREFIX) or name == CONFIG_VARIABLE:
+        if not name.startswith(PREFIX) or name == CONFIG_VARIABLE or _is_service_link(name, environ[name]):
             continue
         *parents, last = name[len(PREFIX) :].lower().split("__")
         node = tree
@@ -292,8 +332,18 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     return tree
 
 
+def _is_service_link(name: str, value: str) -> bool:
+    """Whether Kubernetes put it there: a Service named beacon-proxy announces itself so to every pod beside it."""
+    rest = name.removeprefix(PREFIX)
+    return (
+        rest == "SERVICE_HOST" or re.match(r"SERVICE_PORT|PORT_\d+_", rest) is not None or value.startswith(("tcp://", "udp://"))
+    )
+
+
 def _overlay(tree: dict[str, Any], over: dict[str, Any]) -> None:
+    spelt = {name.lower(): name for name in tree}  # variables are upper case: they mean a site however the file spells it
     for name, value in over.items():
+        name = spelt.get(name, name)
         if isinstance(value, dict) and isinstance(tree.get(name), dict):
             _overlay(tree[name], value)
         else:
@@ -323,11 +373,17 @@ def _explain(error: Any, tree: dict[str, Any], environ: dict[str, Any], origin: 
         return f"{message}{place}"
     if error["type"] == "missing":
         return f"{where}{place}: missing; it is required for each site"
-    secret = path[-1] == "api_key"
-    shown = "a value that is not shown" if secret else repr(found)[:80]
+    shown = repr(found)[:80] if _may_be_shown(path, found) else "a value that is not shown"
     message = message[:1].lower() + message[1:]
     expected = message if "expected" in message else "expected: " + message.removeprefix("input should be ")
     return f"{where}{place}: found {shown}; {expected}"
+
+
+def _may_be_shown(path: tuple[str, ...], found: object) -> bool:
+    """Not what is a key, may hold one, or stands where somebody put one by mistake."""
+    if path[-1] == "api_key" or not isinstance(found, str | int | float) or (path[0] == "sites" and len(path) < 3):
+        return False
+    return path[-1] != "upstream" or ("." in str(found) and not set("?@#") & set(str(found)))
 
 
 def table() -> str:

@@ -58,7 +58,29 @@ def test_the_last_of_repeated_names_wins_whatever_its_case() -> None:
 
 
 @pytest.mark.parametrize(
-    "spelling", ["_k", "_K", " _k", "_k ", "_k[]", "_k[a]", ".k", "[k", "_k\x00", "\u200b_k", "\uff3fk", "_\uff2b", "_\x00k"]
+    "spelling",
+    [
+        "_k",
+        "_K",
+        " _k",
+        "_k ",
+        "_k[]",
+        "_k[a]",
+        ".k",
+        "[k",
+        "_k\x00",
+        "\u200b_k",
+        "\uff3fk",
+        "_\uff2b",
+        "_\x00k",
+        "_k\x00x",
+        "_k,",
+        ",_k",
+        "_k;",
+        "_k=",
+        "_k\ufe0f",
+        "_k\u3164",
+    ],
 )
 def test_every_spelling_of_a_reserved_name_is_recognised(spelling: str) -> None:
     """Some server somewhere reads each of these as `_k`."""

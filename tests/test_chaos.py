@@ -26,15 +26,15 @@ def run(experiment: Any, place: Path, **options: Any) -> dict[str, Any]:
 
 def test_kills_lose_no_answered_beacon(tmp_path: Path) -> None:
     """Tree, collector, forwarder; both durabilities."""
-    found = run(laboratory.kills, tmp_path, n=8, rate=200.0)
-    assert found["answered_200"] > 300
+    found = run(laboratory.kills, tmp_path, n=6, rate=200.0)
+    assert found["answered_200"] > 200
     assert broken(found) == [], found
 
 
 def test_a_schedule_of_faults_loses_no_answered_beacon(tmp_path: Path) -> None:
     """Every fault of the vendor once. (Latency is the long run's to judge.)"""
-    found = run(laboratory.faults, tmp_path, beacons=2_500, seconds=20.0)
-    assert found["answered_200"] >= 2_500
+    found = run(laboratory.faults, tmp_path, beacons=2_000, seconds=14.0)
+    assert found["answered_200"] >= 2_000
     assert {name: found[name] for name in ("missing_upstream", "differing_copies", "ledger_off_by", "answered_503")} == {
         "missing_upstream": 0,
         "differing_copies": 0,
@@ -167,7 +167,7 @@ def test_unreachable_by_name_or_tls_is_the_upstreams_state(serve: Serve) -> None
     try:
         port = 0
         for broken_url in ("http://no-such-host.invalid", f"https://127.0.0.1:{upstream.port}"):
-            proxy = serve(upstream=broken_url, max_attempts="1", **({"port": port} if port else {}))
+            proxy = serve(upstream=broken_url, max_attempts="1", shutdown_grace="2", **({"port": port} if port else {}))
             port = proxy.port
             for n in range(10):
                 assert httpx.get(f"{proxy.url}/e?_n={port}.{n}.{len(broken_url)}&_p=me").status_code == 200

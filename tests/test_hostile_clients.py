@@ -105,3 +105,64 @@ def test_many_idle_connections_do_not_keep_others_out(serve: Serve) -> None:
     for connection in idle:
         connection.close()
     wait_for(lambda: proxy.status()["delivered"] == 20, "delivery")
+
+
+WHOLE = b"POST /e?_n=A#1&x=\xc3\xa9 HTTP/1.1\r\nHost: a\r\nContent-Length: 13\r\n\r\n_p=bob#17&y=2"
+
+
+def test_a_request_is_read_the_same_wherever_its_segments_end(serve: Serve, sandbox: SandboxProcess) -> None:
+    """A "#" that was cut would make it somebody else's event. An empty line and two requests, cut at one place each time."""
+    proxy = serve()
+    places = [1, 4, 5, 9, 12, 14, 18, 21, 27, 40, len(WHOLE) - 14, len(WHOLE) - 13, len(WHOLE) - 1]
+    for at in places:
+        with connect(proxy) as connection:
+            for part in (b"\r\n" + WHOLE[:at], WHOLE[at:] + WHOLE[:at], WHOLE[at:]):
+                connection.sendall(part)
+                time.sleep(0.02)
+            got = b""
+            while got.count(b"GIF89a") < 2:
+                chunk = connection.recv(4096)
+                assert chunk, (at, got)
+                got += chunk
+            assert got.count(b"HTTP/1.1 200") == 2
+    beacons = sandbox.wait(2 * len(places))
+    assert {(b["params"]["_n"], b["params"]["_p"], b["params"]["x"]) for b in beacons} == {("A#1", "bob#17", "é")}
+
+
+def test_a_body_is_never_read_as_a_request(serve: Serve, sandbox: SandboxProcess) -> None:
+    """Smuggling: a request in the body of one that was answered before its body came."""
+    proxy = serve()
+    for first in (b"POST /nothing", b"PUT /e", b"OPTIONS /e", b"HEAD /e"):
+        connection = connect(proxy)
+        inner = b"GET /e?_n=SMUGGLED&_p=evil HTTP/1.1\r\nHost: a\r\n\r\n"
+        body = b"GET /" + b"#" * 60 + b" x\n" + b" " * 100 + inner
+        connection.sendall(first + b" HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body))
+        connection.recv(4096)
+        connection.sendall(body)
+        connection.sendall(b"GET /e?_n=honest&_p=me HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        answers = ended(connection)
+        assert answers.count(b"HTTP/1.1 200") == 1, (first, answers)
+    assert {beacon["params"]["_n"] for beacon in sandbox.wait(4)} == {"honest"}
+
+
+def test_an_upgrade_is_not_taken_up_and_the_body_is_read(serve: Serve, sandbox: SandboxProcess) -> None:
+    """curl --http2 and others ask for h2c in passing."""
+    proxy = serve()
+    for protocol in (b"h2c", b"websocket"):
+        connection = connect(proxy)
+        body = b"_n=up-" + protocol + b"&_p=me"
+        head = b"POST /e HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: %s\r\nContent-Length: %d\r\n\r\n"
+        connection.sendall(head % (protocol, len(body)))
+        connection.sendall(body)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+    assert {beacon["params"]["_n"] for beacon in sandbox.wait(2)} == {"up-h2c", "up-websocket"}
+
+
+def test_a_request_line_that_is_too_long_is_dropped_and_counted_like_a_body(serve: Serve) -> None:
+    """The page gets its GIF, the ledger its count."""
+    proxy = serve()
+    for size in (61_000, 66_000, 100_000):
+        connection = connect(proxy)
+        connection.sendall(b"GET /e?_n=a&_p=b&x=" + b"y" * size + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+    wait_for(lambda: proxy.status()["dropped"] == {"too_large": 2}, "the drops")

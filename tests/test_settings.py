@@ -43,7 +43,11 @@ def test_lists_in_the_environment_are_comma_separated_and_presets_have_names() -
         ("PORT", "http", "valid integer"),
         ("WORKERS", "0", "greater than or equal to 1"),
         ("UPSTREAM", "trk.example", "URL"),
-        ("UPSTREAM", "https://u:p@trk.example", "without user"),
+        ("UPSTREAM", "http://exa mple.org", "URL"),
+        ("UPSTREAM", "http://a<b.example", "URL"),
+        ("UPSTREAM", "http://[fe80.1", "such as https"),
+        ("ADDRESS_PROPERTY", "_K", "property name"),
+        ("MAX_AGE", "inf", "finite"),
         ("DURABILITY", "maybe", "'disk' or 'os'"),
         ("SPOOL", "/var/spool", "sqlite:DIR"),
         ("PREFIX", "a b", "path of letters"),
@@ -159,3 +163,57 @@ def test_a_port_that_is_taken_is_told_plainly(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "BEACON_PROXY_PORT" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("UPSTREAM", "https://me:PASSW0RD@h.example/"),
+        ("UPSTREAM", "https://h.example/?_k=PASSW0RD"),
+        ("UPSTREAM", "PASSW0RD"),
+        ("SITES__SHOP", "PASSW0RD"),
+        ("API_KEY", "PASSW0RD with a space"),
+    ],
+)
+def test_a_secret_in_the_wrong_place_is_not_shown(name: str, value: str) -> None:
+    """Messages end in logs and tickets."""
+    message = refusal({**KEY, f"BEACON_PROXY_{name}": value})
+    assert f"BEACON_PROXY_{name}" in message
+    assert "PASSW0RD" not in message
+
+
+def test_a_table_of_the_wrong_shape_is_told_without_its_key(tmp_path: Path) -> None:
+    """[[sites]] for [sites.NAME] is an easy mistake."""
+    for text in ('[[sites]]\napi_key = "PASSW0RD"', '[[sites.shop]]\napi_key = "PASSW0RD"'):
+        (tmp_path / "c.toml").write_text(text)
+        with pytest.raises(SettingsError) as refused:
+            load(tmp_path / "c.toml", {})
+        assert "sites" in str(refused.value)
+        assert "PASSW0RD" not in str(refused.value)
+
+
+def test_variables_mean_a_site_however_the_file_spells_it(tmp_path: Path) -> None:
+    """Variables are upper case, and say nothing of the name's case."""
+    (tmp_path / "c.toml").write_text('[sites.Shop]\nhosts = ["shop.example"]')
+    found = load(tmp_path / "c.toml", {"BEACON_PROXY_SITES__SHOP__API_KEY": "k"})
+    assert list(found.sites) == ["Shop"]
+    assert found.sites["Shop"].api_key is not None
+
+
+def test_what_kubernetes_puts_into_the_environment_is_no_setting() -> None:
+    """A Service named beacon-proxy announces itself to every pod beside it."""
+    links = {
+        "BEACON_PROXY_PORT": "tcp://10.0.0.1:8000",
+        "BEACON_PROXY_SERVICE_HOST": "10.0.0.1",
+        "BEACON_PROXY_SERVICE_PORT_HTTP": "8000",
+        "BEACON_PROXY_PORT_8000_TCP_ADDR": "10.0.0.1",
+    }
+    assert load(None, {**KEY, **links}).port == 8000
+
+
+def test_true_is_no_number_and_the_listeners_need_a_port_each(tmp_path: Path) -> None:
+    """TOML has types, and a mistake in them is a mistake."""
+    (tmp_path / "c.toml").write_text("workers = true")
+    with pytest.raises(SettingsError, match="workers"):
+        load(tmp_path / "c.toml", KEY)
+    assert "admin_port" in refusal({**KEY, "BEACON_PROXY_PORT": "8001"})

@@ -1,11 +1,13 @@
 """`check`: a configuration in plain words."""
 
 from proxy.settings import Settings
+from proxy.spool import look_at
 
 
 def describe(settings: Settings) -> str:
     """What the configuration will do. Raises SettingsError when a key is missing. No key is shown."""
     forwarder = settings.forwarder()
+    look_at(settings.spool_config())
     base = f"http://{settings.host}:{settings.port}{settings.prefix}"
     lines = [
         f"Beacons are taken at {base}/e, /s and /a; collector processes: {settings.workers}.",
@@ -36,7 +38,9 @@ def describe(settings: Settings) -> str:
 
 def _durability(settings: Settings) -> str:
     if settings.spool.startswith("memory:"):
-        return "They wait in memory: whatever stops the process loses them."
+        return (
+            "They wait in memory: whatever stops the process loses them. (`serve` needs sqlite:DIR; this is for proxy.asgi:app.)"
+        )
     place = settings.spool.removeprefix("sqlite:")
     if settings.durability == "disk":
         return f"Each is answered once it is on the disk under {place} (fsync): it survives a power cut."

@@ -9,6 +9,7 @@ Clients that are slow or hostile are bounded: in the time and the size of a requ
 import asyncio
 import contextlib
 import logging
+import re
 import resource
 from collections.abc import Iterator
 from typing import Any
@@ -16,30 +17,39 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from proxy.hit import MAX_BEACON_BYTES
-
 KEEP_ALIVE_S = 75
 """Longer than nginx keeps an idle connection to an upstream (60 s), so that nginx is the one to close it."""
 TARGET_BYTES = bytes(sorted(set(range(0x21, 0x7F)) - set(b"#")))
-LINE_BYTES = TARGET_BYTES + b" \r"
-
-
-MAX_HEAD_BYTES = MAX_BEACON_BYTES + 65_536
+LINE_BYTES = TARGET_BYTES + b" "
+MAX_TARGET_BYTES = 65_000
+"""The parser can address 65,535. A longer target is cut: it is over MAX_BEACON_BYTES all the same."""
+MAX_HEAD_BYTES = 131_072
 """Request line and headers: the largest beacon, and more headers than any browser sends."""
+MAX_CHUNKED_BYTES = 1024 * 1024
+"""A chunked body with its framing and trailers. (One of known length is answered and left unread when it is too large.)"""
 REQUEST_S = 15.0
 """A request that has not arrived whole by then is cut off (a sweep looks every SWEEP_S)."""
 SWEEP_S = 2.5
 SPARE_FDS = 64
 """Descriptors that connections leave to the process."""
 TOO_LARGE_HEAD = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+UPGRADE = re.compile(rb"\r\nupgrade[ \t]*:[^\r\n]*", re.IGNORECASE)
+UNTIL_THE_END = -1
 
 
 class BeaconProtocol(HttpToolsProtocol):
-    """HTTP/1.1 with a forgiving request line. A request target holds no fragment (RFC 9112, section 3.2): "#" is data."""
+    """HTTP/1.1 with a forgiving request line. A request target holds no fragment (RFC 9112, section 3.2): "#" is data.
+
+    Heads are handed to the parser whole, bodies by their length, so that a request line is known for one wherever segments end.
+    """
 
     max_connections = 65_536
-    _head_bytes = 0
-    """Received since headers or a part of a body were last complete."""
+    _head = b""
+    """What has arrived of a head that is not whole."""
+    _body_left = 0
+    """Bytes of the present body still to come; UNTIL_THE_END: it is chunked, and its request the connection's last."""
+    _chunked_bytes = 0
+    _message_complete = False
     _looked_at: Any = None
     _looks = 0
 
@@ -48,13 +58,55 @@ class BeaconProtocol(HttpToolsProtocol):
         if len(self.connections) > self.max_connections:
             transport.abort()
 
-    def on_headers_complete(self) -> None:
-        self._head_bytes = 0
-        super().on_headers_complete()
+    def data_received(self, data: bytes) -> None:
+        while data and not self.transport.is_closing():
+            if self._body_left == 0:
+                data = self._take_head(data)
+            elif self._body_left == UNTIL_THE_END:
+                self._chunked_bytes += len(data)
+                if self._chunked_bytes > MAX_CHUNKED_BYTES:
+                    self.transport.abort()
+                else:
+                    super().data_received(data)
+                return
+            else:
+                part, data = data[: self._body_left], data[self._body_left :]
+                self._body_left -= len(part)
+                super().data_received(part)
 
-    def on_body(self, body: bytes) -> None:
-        self._head_bytes = 0
-        super().on_body(body)
+    def _take_head(self, data: bytes) -> bytes:
+        """Parse a head if it is whole, else keep it; what follows it."""
+        searched = max(0, len(self._head) - 3)
+        if self._head:
+            data = self._head + data
+        if data[:1] in b"\r\n":
+            data, searched = data.lstrip(b"\r\n"), 0  # RFC 9112, section 2.2: empty lines before a request are ignored
+        end = data.find(b"\r\n\r\n", searched) + 4
+        if end == 3 or end > MAX_HEAD_BYTES:
+            self._head = data
+            self._unset_keepalive_if_required()
+            if len(data) > MAX_HEAD_BYTES:
+                self.transport.write(TOO_LARGE_HEAD)
+                self.transport.close()
+            return b""
+        head, self._head = data[:end], b""
+        line = head[: head.find(b"\r\n")]
+        if line.translate(None, LINE_BYTES) or line.count(b" ") != 2 or len(line) > MAX_TARGET_BYTES:
+            head = escape_target(line) + head[len(line) :]
+        if b"pgrade" in head or b"PGRADE" in head:  # nothing here is upgraded, and a parser that thinks so reads no body
+            head = UPGRADE.sub(b"", head)
+        self._message_complete = False
+        super().data_received(head)
+        if not self._message_complete:
+            lengths = [value for name, value in self.headers if name == b"content-length"]
+            self._body_left = int(lengths[0]) if lengths else UNTIL_THE_END
+            if not lengths and self.cycle is not None:
+                self.cycle.keep_alive = False
+        return data[end:]
+
+    def on_message_complete(self) -> None:
+        self._message_complete = True
+        super().on_message_complete()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """A client may close its half and still read: it gets its answer, then the connection ends."""
@@ -73,23 +125,13 @@ class BeaconProtocol(HttpToolsProtocol):
         if self._looks * SWEEP_S >= REQUEST_S:
             self.transport.abort()
 
-    def data_received(self, data: bytes) -> None:
-        self._head_bytes += len(data)
-        if data.startswith((b"GET /", b"POST /")) and (self.cycle is None or self.cycle.response_complete):
-            line = data[: max(data.find(b"\n"), 0)]
-            if line.translate(None, LINE_BYTES) or line.count(b" ") > 2:
-                data = escape_target(line) + data[len(line) :]
-        super().data_received(data)
-        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self.transport.write(TOO_LARGE_HEAD)
-            self.transport.close()
-
 
 def escape_target(line: bytes) -> bytes:
-    """The request line with everything escaped that may not stand in its target."""
+    """The request line with everything escaped that may not stand in its target, and the target cut to what can be parsed."""
     method, _, rest = line.partition(b" ")
     target, _, version = rest.rpartition(b" ")
-    return b"%s %s %s" % (method, b"".join(bytes((c,)) if c in TARGET_BYTES else b"%%%02X" % c for c in target), version)
+    escaped = b"".join([bytes((c,)) if c in TARGET_BYTES else b"%%%02X" % c for c in target[:MAX_TARGET_BYTES]])
+    return b"%s %s %s" % (method, escaped[:MAX_TARGET_BYTES], version)
 
 
 class Server(uvicorn.Server):

@@ -23,7 +23,7 @@ class ForwarderConfig(msgspec.Struct, frozen=True):
     spool: SpoolConfig
     sites: dict[str, Site]
     engine: str = "pyreqwest"
-    concurrency: int = 256
+    concurrency: int = 128
     attempt_timeout_s: float = 10.0
     policy: Policy = Policy()
     address_property: str = ""

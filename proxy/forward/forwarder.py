@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from proxy.beacon import parse
+from proxy.beacon import parse, plain_name
 from proxy.delivery import Answer, Final, Verdict, decide, delivered, refused
 from proxy.enrich import enrich
 from proxy.forward.clock import Clock, Seen
@@ -68,8 +68,8 @@ def prepare(hit: Hit, config: ForwarderConfig) -> Prepared | Outcome:
         return beacon
     properties = enrich(beacon, hit)
     if config.address_property and beacon.kind != "a":
-        folded = config.address_property.casefold()
-        properties = {name: value for name, value in properties.items() if name.casefold() != folded}
+        ours = plain_name(config.address_property)
+        properties = {name: value for name, value in properties.items() if plain_name(name) != ours}
         if hit.address:
             properties[config.address_property] = hit.address
     return Prepared(sign(beacon, properties, site), beacon.trimmed)
@@ -164,7 +164,12 @@ class Forwarder:
 
     async def _run_route(self, route: Route, claim: Claim) -> None:
         while True:
-            verdict = await self._deliver(route, claim)
+            try:
+                verdict = await self._deliver(route, claim)
+            except Exception:
+                log.exception("a hit cannot be handled; it is kept as a dead letter", site=claim.hit.site)
+                route.pace.abandoned()
+                verdict = Final(Outcome.UNREADABLE, "internal error")
             self._settled.append(Settlement(claim, verdict))
             if not route.may_send() or self._stopping.is_set():
                 break

@@ -55,8 +55,6 @@ class PyreqwestUpstream:
         )
 
     async def send(self, request: UpstreamRequest) -> Answer:
-        from pyreqwest.exceptions import PyreqwestError
-
         try:
             if request.body is None:
                 call = self._client.get(request.url)
@@ -64,7 +62,7 @@ class PyreqwestUpstream:
                 call = self._client.post(request.url).header("content-type", FORM).body_bytes(request.body)
             response = await call.build().send()
             return Answer(response.status, retry_after=response.get_header("retry-after") or "")
-        except PyreqwestError as error:
+        except Exception as error:  # an address that is none, or whatever else keeps this request from going out
             return Answer(failure=type(error).__name__)
 
     async def close(self) -> None:
@@ -77,7 +75,6 @@ class HttpxUpstream:
     def __init__(self, timeout_s: float, connections: int) -> None:
         import httpx
 
-        self._httpx = httpx
         self._client = httpx.AsyncClient(
             timeout=timeout_s,
             headers={"user-agent": USER_AGENT, "accept": "*/*"},
@@ -100,7 +97,7 @@ class HttpxUpstream:
                 async for _ in response.aiter_raw():
                     pass
                 return Answer(response.status_code, retry_after=response.headers.get("retry-after", ""))
-        except (self._httpx.HTTPError, self._httpx.InvalidURL, OSError) as error:
+        except Exception as error:
             return Answer(failure=type(error).__name__)
 
     async def close(self) -> None:

@@ -5,7 +5,7 @@ from proxy.spool.port import DeadLetters, Intake, Ledger, Outlet, SpoolConfig, S
 from proxy.spool.sqlite.dead import SqliteDeadLetters
 from proxy.spool.sqlite.lane import Lane
 from proxy.spool.sqlite.outlet import SqliteOutlet, read_state
-from proxy.spool.sqlite.survey import prepare_directory, read_ledger, why_unready
+from proxy.spool.sqlite.survey import look_at_directory, prepare_directory, read_ledger, why_unready
 
 _MEMORY: dict[str, MemorySpool] = {}
 
@@ -15,6 +15,13 @@ def prepare(config: SpoolConfig) -> None:
     scheme, place = _split(config)
     if scheme != "memory":
         prepare_directory(place)
+
+
+def look_at(config: SpoolConfig) -> None:
+    """Raises SpoolError if it is plain already that the place cannot be used. Creates nothing."""
+    scheme, place = _split(config)
+    if scheme != "memory":
+        look_at_directory(place)
 
 
 def open_intake(config: SpoolConfig) -> Intake:

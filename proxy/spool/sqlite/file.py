@@ -34,6 +34,12 @@ PAGE_BYTES = 4096
 ASIDE = ".corrupt-"
 
 
+class NotALane(sqlite3.DatabaseError):
+    """A file of a lane's name that is no lane: as good as corrupt."""
+
+    sqlite_errorcode = sqlite3.SQLITE_NOTADB
+
+
 def create_file(path: Path) -> None:
     """Make an empty lane under another name and rename it, so that nobody ever opens one that is half made."""
     unfinished = path.with_suffix(".new")
@@ -61,6 +67,8 @@ def open_file(path: Path, *, durability: str = "os", busy_s: float = BUSY_S) -> 
         db.execute(f"PRAGMA wal_autocheckpoint = {max(16, log_bytes // PAGE_BYTES)}")
         db.execute(f"PRAGMA journal_size_limit = {4 * log_bytes}")
         version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            raise NotALane("not a lane: the file is empty, or something else")
         if version > SCHEMA_VERSION:
             raise SpoolError(
                 f"{path} has spool schema {version}, and this version of beacon-proxy knows schemas up to {SCHEMA_VERSION}: "

@@ -19,15 +19,26 @@ LOCKED_S = 1.0
 
 def prepare_directory(directory: str | Path) -> None:
     """Create it if need be, and look whether this process may write there. Raises SpoolError."""
-    place = Path(directory)
     try:
-        file.make_directory(place)
-        if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
-            raise PermissionError(13, "Permission denied")
+        file.make_directory(Path(directory))
     except OSError as error:
-        raise SpoolError(
-            f"spool: cannot use {place} ({error.strerror}); expected a directory that this user may create and write"
-        ) from None
+        raise _unusable(Path(directory), error.strerror) from None
+    look_at_directory(directory)
+
+
+def look_at_directory(directory: str | Path) -> None:
+    """Raises SpoolError if it can't be a spool: no directory, or not this user's to write. It need not be there yet."""
+    place = existing = Path(directory)
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise _unusable(place, f"{existing} is no directory")
+    if not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
+        raise _unusable(place, f"no right to write in {existing}")
+
+
+def _unusable(place: Path, why: str | None) -> SpoolError:
+    return SpoolError(f"spool: cannot use {place}: {why}; expected a directory that this user may create and write")
 
 
 def read_ledger(directory: str | Path) -> Ledger:
