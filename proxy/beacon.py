@@ -67,6 +67,8 @@ def parse(hit: Hit) -> Beacon | Outcome:
             trimmed = True
 
     person, name = reserved.get("_p", ""), reserved.get("_n", "")
+    if not person.strip():
+        person = hit.identity
     if hit.kind == "a":
         if not person.strip() or not name.strip():
             return Outcome.NO_PERSON

@@ -33,6 +33,10 @@ class Hit(msgspec.Struct, array_like=True, frozen=True, gc=False):
     language: str
     received_ms: int
     """Receipt, milliseconds since the epoch: every time upstream that the client did not set is derived from it."""
+    identity: str = ""
+    """The visitor's identity from the site's own cookies, or a new one; "" when the page names the person itself."""
+    hints: str = ""
+    """The client hints Sec-CH-UA, Sec-CH-UA-Mobile and Sec-CH-UA-Platform, a line each; "" when there are none."""
 
 
 encode = msgspec.msgpack.Encoder().encode

@@ -37,6 +37,14 @@ class Outcome(StrEnum):
         "An identity over 255 characters. It is not shortened: a shortened identity could be somebody else's.",
     )
     TOO_LARGE = "too_large", Ending.DROPPED, "Query and body together are over 60 KiB."
+    TOO_MANY = "too_many_parameters", Ending.DROPPED, "More than 1,000 parameters."
+    GPC = "gpc", Ending.DROPPED, "The browser sends the opt-out signal `Sec-GPC` (setting `honour_gpc`)."
+    DNT = "dnt", Ending.DROPPED, "The browser sends `DNT: 1` (setting `honour_dnt`)."
+    OPT_OUT = "opt_out", Ending.DROPPED, "The visitor has the opt-out cookie (setting `opt_out_cookie`)."
+    NO_CONSENT = "no_consent", Ending.DROPPED, "The visitor has no consent cookie (setting `consent_cookie`)."
+    ORIGIN_DENIED = "origin_denied", Ending.DROPPED, "It comes from a page that the site's `origins` don't list."
+    RATE_LIMITED = "rate_limited", Ending.DROPPED, "Its address sent more than `rate_limit` a minute."
+    BOT = "bot", Ending.DROPPED, "A robot, by its user agent (setting `bots`)."
     UNKNOWN_HOST = "unknown_host", Ending.DROPPED, "The host belongs to no site, and there is no default site."
 
     DISCARDED = "discarded", Ending.DROPPED, "A dead letter that the operator threw away (`dead discard`)."

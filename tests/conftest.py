@@ -96,7 +96,7 @@ class SandboxProcess:
 class ProxyProcess:
     """`beacon-proxy serve` (or another command) as a user starts it."""
 
-    def __init__(self, spool: Path, upstream: str, command: str = "serve", port: int | None = None, **settings: str) -> None:
+    def __init__(self, spool: Path, upstream: str, command: str = "serve", port: int | None = None, **settings: Any) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.environment = clean_environment(
@@ -111,6 +111,7 @@ class ProxyProcess:
                 **{f"BEACON_PROXY_{name.upper()}": value for name, value in settings.items()},
             }
         )
+        self.environment = {name: value for name, value in self.environment.items() if value is not None}
         self.log = spool.parent / f"{spool.name}-{command}-{self.port}.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

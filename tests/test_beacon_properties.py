@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from proxy.beacon import EARLIEST_S, FUTURE_MS, MAX_NAME, MAX_PROPERTIES, MAX_VALUE, Beacon, fold, parse, reserved_name
 from proxy.delivery import retry_after_ms
-from proxy.enrich import enrich
+from proxy.enrich import load
+from proxy.enrich.config import EnrichConfig
 from proxy.forward.config import ForwarderConfig, Site
 from proxy.forward.forwarder import Prepared, prepare
 from proxy.hit import KINDS, Hit, decode, encode
@@ -16,6 +17,7 @@ from proxy.spool.port import SpoolConfig
 
 NOW_MS = 1_750_000_000_000
 CONFIG = ForwarderConfig(SpoolConfig("memory:"), {"default": Site("https://vendor.example", "OUR+KEY&1")}, address_property="_ip")
+ENRICHMENT = load(EnrichConfig(("page", "search", "campaign", "clicks", "client", "language", "bot")))
 
 PIECES = (
     b"_k|_p|_n|_t|_d|=|&|%|%5f|%5Fk|+|[|]|.k| |\0|#|%00|\xff|_K|\xef\xbc\xbfk|1|17e9|1700000000|1700000000123|a|%E9|;|_ip|_p[]"
@@ -57,8 +59,8 @@ def test_any_bytes_are_a_beacon_within_the_limits_or_one_outcome(hit: Hit) -> No
 
 @given(any_hit)
 def test_the_vendor_reads_one_key_and_it_is_ours_and_a_resend_is_the_same_bytes(hit: Hit) -> None:
-    prepared = prepare(hit, CONFIG)
-    assert prepare(decode(encode(hit)), CONFIG) == prepared
+    prepared = prepare(hit, CONFIG, ENRICHMENT)
+    assert prepare(decode(encode(hit)), CONFIG, ENRICHMENT) == prepared
     if isinstance(prepared, Outcome):
         return
     request = prepared.request
@@ -95,7 +97,7 @@ def test_what_a_page_says_arrives_unchanged(
     assert isinstance(beacon, Beacon)
     kept = {fold(n): (n, v) for n, v in properties.items()}
     assert beacon == Beacon("e", person, name, NOW_MS // 1000, dict(kept.values()), trimmed=False)
-    prepared = prepare(hit, CONFIG)
+    prepared = prepare(hit, CONFIG, ENRICHMENT)
     assert isinstance(prepared, Prepared)
     sent = prepared.request.body.decode() if prepared.request.body is not None else prepared.request.url.partition("?")[2]
     received = dict(parse_qsl(sent, keep_blank_values=True))
@@ -107,7 +109,7 @@ def test_what_a_page_says_arrives_unchanged(
 def test_enrichment_only_fills_blanks(hit: Hit) -> None:
     beacon = parse(hit)
     if isinstance(beacon, Beacon):
-        filled = enrich(beacon, hit)
+        filled = ENRICHMENT.fill(beacon, hit)
         assert {name: filled[name] for name in beacon.properties} == beacon.properties
 
 

@@ -30,19 +30,22 @@ def test_a_hit_holds_the_requests_facts_uninterpreted() -> None:
         b"referer": b"https://shop.example/",
         b"accept-language": b"de",
     }
-    found = collector().collect("e", b"a=%zz", b"body", headers, "192.0.2.7", 5)
-    assert found == Hit(
-        "e", b"a=%zz", b"body", "default", "Shop.example:443", "192.0.2.7", "UA\xff", "https://shop.example/", "de", 5
+    found = collector().collect("e", b"a=%zz&_p=me", b"body", headers, "192.0.2.7", 5)
+    assert found == (
+        "default",
+        Hit("e", b"a=%zz&_p=me", b"body", "default", "Shop.example:443", "192.0.2.7", "UA\xff", "https://shop.example/", "de", 5),
+        b"",
     )
 
 
 def test_every_field_has_a_limit() -> None:
     """A hit's size is bounded whatever the client sends."""
     headers = dict.fromkeys((b"host", b"user-agent", b"referer", b"accept-language"), b"x" * 100000)
-    found = collector().collect("e", b"q", b"", headers, "192.0.2.7", 5)
+    found = collector().collect("e", b"q", b"", headers, "192.0.2.7", 5).found
     assert isinstance(found, Hit)
     assert max(len(found.host), len(found.user_agent), len(found.referer), len(found.language)) == 4096
-    assert collector().collect("e", b"q" * (MAX_BEACON_BYTES + 1), b"", {}, "", 0) is Outcome.TOO_LARGE
+    assert collector().collect("e", b"q" * (MAX_BEACON_BYTES + 1), b"", {}, "", 0).found is Outcome.TOO_LARGE
+    assert collector().collect("e", b"a&" * 1000, b"", {}, "", 0).found is Outcome.TOO_MANY
 
 
 @pytest.mark.parametrize(
@@ -61,7 +64,7 @@ def test_every_field_has_a_limit() -> None:
 def test_a_host_finds_its_site(host: bytes, site: str | None) -> None:
     """Exact names, names below a wildcard, ports, upper case, a trailing dot, garbage; without a default the rest is dropped."""
     hosts = {"shop.example": "shop", "*.wild.example": "wild", "[::1]": "six"}
-    found = collector(hosts=hosts, default_site=False).collect("e", b"", b"", {b"host": host}, "", 0)
+    found = collector(hosts=hosts, default_site=False).collect("e", b"", b"", {b"host": host}, "", 0).found
     assert (found.site if isinstance(found, Hit) else None) == site
 
 

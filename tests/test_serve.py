@@ -123,7 +123,7 @@ def test_the_vendor_being_away_costs_the_visitor_nothing_and_loses_nothing(
 
 def test_the_ledger_balances_and_can_be_read_running_or_not(serve: Serve, sandbox: SandboxProcess) -> None:
     """received = delivered + dropped + dead + pending."""
-    proxy = serve(workers="2")
+    proxy = serve(workers="2", identity="false")
     for query in ("_n=Viewed&_p=me", "_p=me", "_n=Viewed", "_n=Viewed&_p=" + "x" * 300):
         httpx.get(f"{proxy.url}/e?{query}")
     wait_for(lambda: proxy.status()["pending"] == 0, "everything settled")

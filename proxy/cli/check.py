@@ -31,6 +31,10 @@ def describe(settings: Settings) -> str:
         f"The client's address goes upstream as {settings.address_property}."
         if settings.address_property
         else "The client's address does not go upstream.",
+        _identity(settings),
+        _privacy(settings),
+        f"On events is filled in: {', '.join(forwarder.enrich.enrichers) or 'nothing'}"
+        + (f", and places from {settings.geo_database}." if settings.geo_database else "."),
         "The configuration is good.",
     ]
     return "\n".join(lines)
@@ -45,3 +49,24 @@ def _durability(settings: Settings) -> str:
     if settings.durability == "disk":
         return f"Each is answered once it is on the disk under {place} (fsync): it survives a power cut."
     return f"Each is answered once the kernel has it for {place}: it survives a crash of the proxy, not a power cut."
+
+
+def _identity(settings: Settings) -> str:
+    if not settings.identity:
+        return "A beacon without a person is dropped (no_person)."
+    return "A beacon without a person is the visitor's by cookie (km_ni, km_ai); a new visitor gets an anonymous km_ai cookie."
+
+
+def _privacy(settings: Settings) -> str:
+    """Who is forgotten, and what of the others."""
+    forgotten = [
+        ("browsers that send Sec-GPC", settings.honour_gpc),
+        ("browsers that send DNT", settings.honour_dnt),
+        (f"visitors with the cookie {settings.opt_out_cookie}", settings.opt_out_cookie),
+        (f"visitors without the cookie {settings.consent_cookie}", settings.consent_cookie),
+        ("robots", settings.bots == "drop"),
+    ]
+    who = ", ".join(words for words, on in forgotten if on) or "nobody"
+    masked = ", e-mail addresses and card numbers are masked" if settings.mask_personal else ""
+    redacted = f", never stored: {', '.join(settings.redact)}" if settings.redact else ""
+    return f"Forgotten at once: beacons of {who}. Addresses in the spool: {settings.addresses}{masked}{redacted}."

@@ -19,6 +19,7 @@ from proxy.admin.app import AdminConfig, make_app
 from proxy.collector.asgi import CollectorApp
 from proxy.collector.config import CollectorConfig
 from proxy.collector.server import make_server
+from proxy.enrich import EnricherError
 from proxy.forward.config import ForwarderConfig
 from proxy.forward.forwarder import Forwarder
 from proxy.log import configure, log
@@ -114,8 +115,8 @@ def main() -> int:
                 forwarding = msgspec.json.decode(line, type=ForwarderConfig)
                 configure(forwarding.log_level)
                 runner.run(run_forwarder(forwarding, _when_told))
-    except SpoolError as error:
-        print(f"beacon-proxy: spool: {error}", file=sys.stderr)
+    except (SpoolError, EnricherError) as error:
+        print(f"beacon-proxy: {error}", file=sys.stderr)
         return EX_CONFIG
     except OSError as error:
         if error.filename is None:

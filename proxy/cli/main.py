@@ -10,6 +10,7 @@ import typer
 from proxy import __version__, settings
 from proxy.cli import dead
 from proxy.cli.options import ConfigOption
+from proxy.enrich import EnricherError
 from proxy.spool.port import SpoolError
 
 app = typer.Typer(
@@ -137,7 +138,7 @@ def main() -> None:
     except sqlite3.Error as error:
         print(f"beacon-proxy: spool: {error}; expected a readable spool directory (setting spool)", file=sys.stderr)
         sys.exit(1)
-    except (settings.SettingsError, SpoolError) as error:
+    except (settings.SettingsError, SpoolError, EnricherError) as error:
         for line in str(error).splitlines():
             print(f"beacon-proxy: {line}", file=sys.stderr)
         sys.exit(2)

@@ -1,10 +1,13 @@
-"""Who the client is, as far as proxies we trust vouch for it. X-Forwarded-For from anybody else is not even read."""
+"""Who the client is, as far as proxies we trust vouch for it. Forwarding headers from anybody else are not even read."""
 
 import ipaddress
+import re
 from functools import lru_cache
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_FOR = re.compile(r"""(?:^|[;,\s])for\s*=\s*("[^"]*"|[^;,\s]*)""", re.IGNORECASE)
 
 MAX_HOPS = 32
 """A longer chain than any real one: what lies further left is not looked at."""
@@ -19,7 +22,7 @@ class TrustedProxies:
 
     def client(self, peer: str, forwarded_for: str) -> str:
         """The client's address; `peer` is the socket's, "" for a Unix socket (which is trusted: it is this machine)."""
-        if peer and not self._trusted(peer):
+        if not self.trusts(peer):
             return peer
         client = peer
         for hop in reversed(forwarded_for[-4096:].split(",")[-MAX_HOPS:]):
@@ -31,9 +34,26 @@ class TrustedProxies:
                 break
         return client
 
+    def trusts(self, peer: str) -> bool:
+        """Whether forwarding headers of that peer are believed."""
+        return not peer or self._trusted(peer)
+
     def _look_up(self, text: str) -> bool:
         address = parse_address(text)
         return address is not None and any(address in network for network in self._networks)
+
+
+def forwarded_chain(header: str) -> str:
+    """A Forwarded header (RFC 7239) as an X-Forwarded-For chain. Hops that hide themselves ("unknown", "_x") stay as they are."""
+    return ",".join(value.strip('"') for value in _FOR.findall(header[-4096:]))
+
+
+def truncated(address: str) -> str:
+    """The address's network: IPv4 /24, IPv6 /48; "" for what is no address."""
+    found = parse_address(address)
+    if found is None:
+        return ""
+    return str(ipaddress.ip_network((found, 24 if found.version == 4 else 48), strict=False).network_address)
 
 
 def parse_address(text: str) -> Address | None:

@@ -3,8 +3,9 @@
 The answer to a beacon is sent only after `append` returned, so a 200 is written to the socket after the commit.
 """
 
+import hmac
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -12,8 +13,9 @@ from starlette.routing import BaseRoute
 
 from proxy.collector.collect import Collector
 from proxy.collector.config import CollectorConfig
-from proxy.collector.pixel import GIF, GIF_HEADERS, PREFLIGHT_HEADERS, WRONG_METHOD_HEADERS, Headers
-from proxy.hit import DEFAULT_SITE, MAX_BEACON_BYTES, Hit
+from proxy.collector.debug import DEBUG_HEADER, told
+from proxy.collector.pixel import GIF, GIF_HEADERS, WRONG_METHOD_HEADERS, Headers, cors_headers, preflight_headers
+from proxy.hit import MAX_BEACON_BYTES, Hit
 from proxy.outcome import Outcome
 from proxy.spool.port import Intake, SpoolRefused
 
@@ -32,7 +34,6 @@ def _start(status: int, headers: Headers) -> Message:
 STORED = _start(200, GIF_HEADERS)
 NOT_STORED = _start(503, [*GIF_HEADERS, (b"retry-after", b"1")])
 UNREAD_BODY = _start(200, [*GIF_HEADERS, (b"connection", b"close")])
-PREFLIGHT = _start(204, PREFLIGHT_HEADERS)
 WRONG_METHOD = _start(405, WRONG_METHOD_HEADERS)
 PIXEL: Message = {"type": "http.response.body", "body": GIF}
 EMPTY: Message = {"type": "http.response.body", "body": b""}
@@ -53,6 +54,7 @@ class CollectorApp:
         self._intake = intake
         self._rest = Starlette(routes=routes)
         self._observe = observe
+        self._debug_token = config.debug_token.encode("utf-8")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -67,12 +69,14 @@ class CollectorApp:
 
     async def _beacon(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
         method = scope["method"]
+        headers = dict(scope["headers"])
         if method not in ("GET", "POST"):
-            answer = STORED if method == "HEAD" else PREFLIGHT if method == "OPTIONS" else WRONG_METHOD
-            await send(answer)
+            if method == "OPTIONS":
+                await send(_start(204, preflight_headers(self._collector.allowed_origin(headers))))
+            else:
+                await send(STORED if method == "HEAD" else WRONG_METHOD)
             await send(EMPTY)
             return
-        headers = dict(scope["headers"])
         if b"x-forwarded-for" in headers:
             headers[b"x-forwarded-for"] = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for")
         body, start = b"", STORED
@@ -84,12 +88,18 @@ class CollectorApp:
             if len(body) > MAX_BEACON_BYTES:
                 start = UNREAD_BODY
         client = scope.get("client")
-        hit = self._collector.collect(
-            kind, scope["query_string"], body, headers, client[0] if client else "", time.time_ns() // 1_000_000
+        site, hit, cookie = self._collector.collect(
+            kind,
+            scope["query_string"],
+            body,
+            headers,
+            client[0] if client else "",
+            time.time_ns() // 1_000_000,
+            scope["scheme"] == "https",
         )
         intake = self._intake() if callable(self._intake) else self._intake
         if isinstance(hit, Outcome):
-            intake.drop(self._collector.site(headers.get(b"host", b"").decode("latin-1")) or DEFAULT_SITE, hit)
+            intake.drop(site, hit)
         else:
             observe = self._observe
             if observe is not None:
@@ -100,9 +110,26 @@ class CollectorApp:
                 intake.refuse(hit.site)
                 start = NOT_STORED
             if observe is not None:
-                observe("stored" if start is STORED else "refused", hit)
+                observe("refused" if start is NOT_STORED else "stored", hit)
+        if cookie or b"origin" in headers or self._debugs(headers):
+            start = self._with_extras(start, headers, hit, cookie)
         await send(start)
         await send(PIXEL)
+
+    def _debugs(self, headers: Mapping[bytes, bytes]) -> bool:
+        token = headers.get(DEBUG_HEADER)
+        return token is not None and self._debug_token != b"" and hmac.compare_digest(token, self._debug_token)
+
+    def _with_extras(self, start: Message, headers: Mapping[bytes, bytes], hit: Hit | Outcome, cookie: bytes) -> Message:
+        """The answer with a cookie, what a script of an allowed origin needs to read it, and the outcome for who may know."""
+        extra: Headers = []
+        if cookie and start["status"] == 200:
+            extra.append((b"set-cookie", cookie))
+        if b"origin" in headers and (allowed := self._collector.allowed_origin(headers)):
+            extra += cors_headers(allowed)
+        if self._debugs(headers):
+            extra.append((b"x-beacon-outcome", told(hit, start["status"] == 200).encode("ascii")))
+        return _start(start["status"], [*start["headers"], *extra])
 
 
 async def _read(receive: Receive) -> bytes | None:

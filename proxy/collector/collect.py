@@ -1,67 +1,163 @@
-"""collect(): one request's facts → a Hit to store, or the Outcome for which it is deliberately not stored. Pure.
+"""collect(): one request's facts → a Hit to store, or the Outcome for which it is deliberately not stored.
 
 Both edges call it. It copies; it does not interpret. What must not be stored is decided here, before anything is written.
 """
 
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import NamedTuple
 
-from proxy.collector.address import TrustedProxies
-from proxy.collector.config import CollectorConfig
+from proxy.collector.address import TrustedProxies, forwarded_chain, truncated
+from proxy.collector.config import CollectorConfig, SiteRules
+from proxy.collector.consent import objection
+from proxy.collector.identity import cookie_maker, from_cookies, new_identity, says_person
+from proxy.collector.limit import AddressLimit
+from proxy.collector.origins import AllowedOrigins
+from proxy.collector.redact import Redaction
 from proxy.hit import DEFAULT_SITE, KINDS, MAX_BEACON_BYTES, Hit
 from proxy.outcome import Outcome
 
-MAX_REFERER, MAX_USER_AGENT, MAX_LANGUAGE, MAX_HOST = 4096, 1024, 256, 255
+MAX_REFERER, MAX_USER_AGENT, MAX_LANGUAGE, MAX_HOST, MAX_HINTS = 4096, 1024, 256, 255, 1024
 """Characters kept of each header."""
+MAX_PARAMETERS = 1000
+"""Pairs in query and body; more is nobody's beacon."""
+
+Headers = Mapping[bytes, bytes]
+"""Lower-case names to values as received."""
+
+
+class Collected(NamedTuple):
+    """What became of a request."""
+
+    site: str
+    found: Hit | Outcome
+    cookie: bytes = b""
+    """A Set-Cookie value for the answer, or b""."""
+
+
+class _Site(NamedTuple):
+    """A site's rules, made ready."""
+
+    name: str
+    origins: AllowedOrigins | None
+    domain: str
 
 
 class Collector:
-    """The rule for one configuration."""
+    """The rule for one configuration. Clock and addresses' counts aside, the same request always gives the same."""
 
     def __init__(self, config: CollectorConfig) -> None:
         self.paths: dict[str, str] = {f"{config.prefix}/{kind}": kind for kind in KINDS}
         """Public path → kind."""
         self._hosts = config.hosts
-        self._default = DEFAULT_SITE if config.default_site else ""
+        names = {DEFAULT_SITE, *config.hosts.values()}
+        self._sites = {name: self._ready(name, config.sites.get(name, SiteRules()), config) for name in names}
+        self._default = self._sites[DEFAULT_SITE] if config.default_site else None
         self._proxies = TrustedProxies(config.trusted_proxies)
         self._site = lru_cache(maxsize=1024)(self._find_site) if config.hosts else lambda host: self._default
-
-    def site(self, host: str) -> str:
-        """The site that a Host header names; "" if none."""
-        return self._site(host)
+        self._consent = config.consent
+        self._identity = config.identity
+        self._cookies = {site.domain: cookie_maker(site.domain, config.cookie_http_only) for site in self._sites.values()}
+        self._addresses = config.addresses
+        self._redaction = Redaction(config.redact, config.mask_personal)
+        self._limit = AddressLimit(config.rate_limit) if config.rate_limit else None
 
     def collect(
-        self, kind: str, query: bytes, body: bytes, headers: Mapping[bytes, bytes], peer: str, now_ms: int
-    ) -> Hit | Outcome:
-        """`headers` are lower-case names to values as received; `peer` is the socket's address, "" for a Unix socket."""
-        if len(query) + len(body) > MAX_BEACON_BYTES:
-            return Outcome.TOO_LARGE
+        self, kind: str, query: bytes, body: bytes, headers: Headers, peer: str, now_ms: int, https: bool = False
+    ) -> Collected:
+        """`peer` is the socket's address, "" for a Unix socket; `https`: the connection itself is."""
         get = headers.get
         host = get(b"host", b"").decode("latin-1")
         site = self._site(host)
-        if not site:
-            return Outcome.UNKNOWN_HOST
-        forwarded_for = get(b"x-forwarded-for")
-        return Hit(
-            kind,
-            query,
-            body,
-            site,
-            host[:MAX_HOST],
-            self._proxies.client(peer, forwarded_for.decode("latin-1")) if forwarded_for is not None else peer,
-            get(b"user-agent", b"").decode("latin-1")[:MAX_USER_AGENT],
-            get(b"referer", b"").decode("latin-1")[:MAX_REFERER],
-            get(b"accept-language", b"").decode("latin-1")[:MAX_LANGUAGE],
-            now_ms,
+        if site is None:
+            return Collected(DEFAULT_SITE, Outcome.UNKNOWN_HOST)
+        refusal = self._refusal(query, body, headers, site)
+        if refusal is not None:
+            return Collected(site.name, refusal)
+        address = self._client(headers, peer)
+        if self._limit is not None and self._limit.exceeded(address, now_ms):
+            return Collected(site.name, Outcome.RATE_LIMITED)
+        identity, cookie = "", b""
+        if self._identity and not says_person(query, body):
+            identity = from_cookies(get(b"cookie", b""))
+            if not identity and kind != "a":
+                identity = new_identity()
+                secure = https or (b"x-forwarded-proto" in headers and self._https(headers, peer))
+                cookie = self._cookies[site.domain](identity, secure)
+        if self._addresses != "keep":
+            address = truncated(address) if self._addresses == "truncate" else ""
+        referer = get(b"referer", b"").decode("latin-1")
+        if self._redaction.active:
+            query, body, referer = self._redaction.query(query), self._redaction.query(body), self._redaction.url(referer)
+        hints = get(b"sec-ch-ua")
+        return Collected(
+            site.name,
+            Hit(
+                kind,
+                query,
+                body,
+                site.name,
+                host[:MAX_HOST],
+                address,
+                get(b"user-agent", b"").decode("latin-1")[:MAX_USER_AGENT],
+                referer[:MAX_REFERER],
+                get(b"accept-language", b"").decode("latin-1")[:MAX_LANGUAGE],
+                now_ms,
+                identity,
+                _hints(hints, headers) if hints is not None else "",
+            ),
+            cookie,
         )
 
-    def _find_site(self, host: str) -> str:
+    def allowed_origin(self, headers: Headers) -> bytes:
+        """What to answer in Access-Control-Allow-Origin: the origin itself if the site's list has it, "*" where there is no list
+        (never with credentials), b"" for nothing."""
+        origin = headers.get(b"origin", b"")
+        site = self._site(headers.get(b"host", b"").decode("latin-1"))
+        if site is None:
+            return b""
+        if site.origins is None:
+            return b"*"
+        return origin if site.origins.names(origin.decode("latin-1").lower()) else b""
+
+    def _refusal(self, query: bytes, body: bytes, headers: Headers, site: _Site) -> Outcome | None:
+        if len(query) + len(body) > MAX_BEACON_BYTES:
+            return Outcome.TOO_LARGE
+        if query.count(b"&") + body.count(b"&") >= MAX_PARAMETERS:
+            return Outcome.TOO_MANY
+        if site.origins is not None and not site.origins.admits(headers):
+            return Outcome.ORIGIN_DENIED
+        return objection(self._consent, headers)
+
+    def _client(self, headers: Headers, peer: str) -> str:
+        forwarded_for = headers.get(b"x-forwarded-for")
+        if forwarded_for is not None:
+            return self._proxies.client(peer, forwarded_for.decode("latin-1"))
+        forwarded = headers.get(b"forwarded")
+        if forwarded is not None:
+            return self._proxies.client(peer, forwarded_chain(forwarded.decode("latin-1")))
+        return peer
+
+    def _https(self, headers: Headers, peer: str) -> bool:
+        return self._proxies.trusts(peer) and headers[b"x-forwarded-proto"].split(b",")[-1].strip().lower() == b"https"
+
+    @staticmethod
+    def _ready(name: str, rules: SiteRules, config: CollectorConfig) -> _Site:
+        return _Site(name, AllowedOrigins(rules.origins, config.missing_origin) if rules.origins else None, rules.cookie_domain)
+
+    def _find_site(self, host: str) -> _Site | None:
         name = (host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]).rstrip(".").lower()
         if name in self._hosts:
-            return self._hosts[name]
+            return self._sites[self._hosts[name]]
         parts = name.split(".")
         for i in range(1, min(len(parts), 16)):
             site = self._hosts.get("*." + ".".join(parts[i:]))
             if site:
-                return site
+                return self._sites[site]
         return self._default
+
+
+def _hints(brands: bytes, headers: Headers) -> str:
+    """The client hints that browsers send unasked, one a line: brands, mobile, platform."""
+    mobile, platform = headers.get(b"sec-ch-ua-mobile", b""), headers.get(b"sec-ch-ua-platform", b"")
+    return b"\n".join((brands, mobile, platform)).decode("latin-1")[:MAX_HINTS]

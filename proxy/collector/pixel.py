@@ -18,14 +18,25 @@ GIF_HEADERS: Headers = [
 
 ALLOW = b"GET, HEAD, POST, OPTIONS"
 
-PREFLIGHT_HEADERS: Headers = [
-    (b"allow", ALLOW),
-    # Credentials are never allowed together with "*" (Fetch standard, "CORS protocol and credentials").
-    (b"access-control-allow-origin", b"*"),
-    (b"access-control-allow-methods", ALLOW),
-    (b"access-control-allow-headers", b"content-type"),
-    (b"access-control-max-age", b"86400"),
-    (b"cache-control", b"no-store"),
-]
+
+def cors_headers(allowed: bytes) -> Headers:
+    """What lets a script of that origin read the answer. Credentials never with "*" (Fetch standard, "CORS protocol and
+    credentials")."""
+    named: Headers = [(b"access-control-allow-credentials", b"true"), (b"vary", b"Origin")]
+    return [(b"access-control-allow-origin", allowed), *(named if allowed != b"*" else [])]
+
+
+def preflight_headers(allowed: bytes) -> Headers:
+    """The answer to OPTIONS; `allowed` is the origin, "*", or b"" for an origin that may not."""
+    headers: Headers = [(b"allow", ALLOW), (b"cache-control", b"no-store")]
+    if allowed:
+        headers += [
+            *cors_headers(allowed),
+            (b"access-control-allow-methods", ALLOW),
+            (b"access-control-allow-headers", b"content-type"),
+            (b"access-control-max-age", b"86400"),
+        ]
+    return headers
+
 
 WRONG_METHOD_HEADERS: Headers = [(b"allow", ALLOW), (b"content-type", b"text/plain"), (b"content-length", b"0")]

@@ -1,13 +1,15 @@
 """The WSGI edge: the same rule for threaded servers. The thread waits for the commit; many threads share one."""
 
+import hmac
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from proxy.collector.collect import Collector
 from proxy.collector.config import CollectorConfig
-from proxy.collector.pixel import GIF, GIF_HEADERS, PREFLIGHT_HEADERS, WRONG_METHOD_HEADERS, Headers
-from proxy.hit import DEFAULT_SITE, MAX_BEACON_BYTES
+from proxy.collector.debug import DEBUG_HEADER, told
+from proxy.collector.pixel import GIF, GIF_HEADERS, WRONG_METHOD_HEADERS, Headers, cors_headers, preflight_headers
+from proxy.hit import MAX_BEACON_BYTES
 from proxy.outcome import Outcome
 from proxy.spool.port import Intake, SpoolRefused
 
@@ -21,7 +23,6 @@ def _text(headers: Headers) -> list[tuple[str, str]]:
 
 GIF_TEXT = _text(GIF_HEADERS)
 NOT_STORED_TEXT = [*GIF_TEXT, ("Retry-After", "1")]
-PREFLIGHT_TEXT = _text(PREFLIGHT_HEADERS)
 WRONG_METHOD_TEXT = _text(WRONG_METHOD_HEADERS)
 
 
@@ -31,6 +32,7 @@ class CollectorWsgi:
     def __init__(self, config: CollectorConfig, intake: Callable[[], Intake]) -> None:
         self._collector = Collector(config)
         self._intake = intake
+        self._debug_token = config.debug_token.encode("utf-8")
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         kind = self._collector.paths.get(environ.get("PATH_INFO", ""))
@@ -38,28 +40,30 @@ class CollectorWsgi:
             start_response("404 Not Found", [("Content-Type", "text/plain"), ("Content-Length", "9")])
             return [b"Not Found"]
         method = environ["REQUEST_METHOD"]
-        if method not in ("GET", "POST"):
-            if method == "HEAD":
-                start_response("200 OK", GIF_TEXT)
-            elif method == "OPTIONS":
-                start_response("204 No Content", PREFLIGHT_TEXT)
-            else:
-                start_response("405 Method Not Allowed", WRONG_METHOD_TEXT)
-            return []
         headers = {
             name[5:].replace("_", "-").lower().encode("latin-1"): value.encode("latin-1", "replace")
             for name, value in environ.items()
             if name.startswith("HTTP_")
         }
+        if method not in ("GET", "POST"):
+            if method == "HEAD":
+                start_response("200 OK", GIF_TEXT)
+            elif method == "OPTIONS":
+                start_response("204 No Content", _text(preflight_headers(self._collector.allowed_origin(headers))))
+            else:
+                start_response("405 Method Not Allowed", WRONG_METHOD_TEXT)
+            return []
         query = environ.get("QUERY_STRING", "").encode("latin-1", "replace")
         body = _read(environ)
         if body is None:
             start_response("400 Bad Request", GIF_TEXT)
             return [GIF]
         intake = self._intake()
-        hit = self._collector.collect(kind, query, body, headers, environ.get("REMOTE_ADDR", ""), time.time_ns() // 1_000_000)
+        https = environ.get("wsgi.url_scheme") == "https"
+        now_ms = time.time_ns() // 1_000_000
+        site, hit, cookie = self._collector.collect(kind, query, body, headers, environ.get("REMOTE_ADDR", ""), now_ms, https)
         if isinstance(hit, Outcome):
-            intake.drop(self._collector.site(environ.get("HTTP_HOST", "")) or DEFAULT_SITE, hit)
+            intake.drop(site, hit)
         else:
             try:
                 intake.append_blocking(hit)
@@ -67,7 +71,13 @@ class CollectorWsgi:
                 intake.refuse(hit.site)
                 start_response("503 Service Unavailable", NOT_STORED_TEXT)
                 return [GIF]
-        start_response("200 OK", GIF_TEXT)
+        extra: Headers = [(b"set-cookie", cookie)] if cookie else []
+        if b"origin" in headers and (allowed := self._collector.allowed_origin(headers)):
+            extra += cors_headers(allowed)
+        token = headers.get(DEBUG_HEADER)
+        if token is not None and self._debug_token and hmac.compare_digest(token, self._debug_token):
+            extra.append((b"x-beacon-outcome", told(hit, True).encode("ascii")))
+        start_response("200 OK", GIF_TEXT + _text(extra) if extra else GIF_TEXT)
         return [GIF]
 
 

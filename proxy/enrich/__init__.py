@@ -1,31 +1,97 @@
 """Enrichment: what the proxy knows of a beacon and the browser did not say. Pure functions of (Beacon, Hit).
 
-An enricher is one file here and one entry in ENRICHERS; nothing else knows it. What the page sent always wins: only blanks are
-filled. No clock, no network, no chance, so that a resend is byte-identical.
+An enricher is one file here and one line in ENRICHERS, or an entry point of the operator's own package. What the page sent
+always wins: only blanks are filled. No clock, no network, no chance, so that a resend is byte-identical.
 """
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import entry_points
 
-from proxy.beacon import MAX_VALUE, Beacon, fold
-from proxy.enrich.campaign import campaign
-from proxy.enrich.page import page
+from proxy.beacon import MAX_NAME, MAX_VALUE, Beacon, fold, plain_name, reserved_name
+from proxy.enrich.config import EnrichConfig
 from proxy.hit import Hit
 
 Enricher = Callable[[Beacon, Hit], Mapping[str, str]]
+"""(the beacon, the facts of its request) → properties to fill in. Must always give the same for the same."""
 
-ENRICHERS: tuple[Enricher, ...] = (page, campaign)
-"""In order: an earlier enricher's property is not overwritten by a later one's."""
+ENRICHERS = {
+    "page": "proxy.enrich.page:page",
+    "search": "proxy.enrich.search:search",
+    "campaign": "proxy.enrich.campaign:campaign",
+    "clicks": "proxy.enrich.campaign:clicks",
+    "client": "proxy.enrich.client:client",
+    "language": "proxy.enrich.language:language",
+    "bot": "proxy.enrich.bot:bot",
+    "geo": "proxy.enrich.geo:Geo",
+}
+"""In this order; an earlier one's property is not overwritten by a later one's. Imported only where it is used."""
+
+GROUP = "beacon_proxy.enrichers"
+"""The entry-point group of enrichers from elsewhere."""
 
 
-def enrich(beacon: Beacon, hit: Hit, enrichers: tuple[Enricher, ...] = ENRICHERS) -> dict[str, str]:
-    """The beacon's properties with the blanks filled in. Only events are enriched; a set or an alias goes as it came."""
-    properties = dict(beacon.properties)
-    if beacon.kind != "e":
+class EnricherError(Exception):
+    """An enricher cannot be had; the message says which, and what to do."""
+
+
+def own_enrichers() -> list[str]:
+    """The names of enrichers that installed packages bring."""
+    return sorted(point.name for point in entry_points(group=GROUP))
+
+
+def load(config: EnrichConfig) -> "Enrichment":
+    """The enrichers that the configuration names. Raises EnricherError."""
+    loaded: list[Enricher] = []
+    wanted = {*config.enrichers, *(["geo"] if config.geo_database else [])}
+    for name in [*(name for name in ENRICHERS if name in wanted), *sorted(wanted - ENRICHERS.keys())]:
+        if name == "bot" and config.bots != "flag":
+            continue
+        loaded.append(_load(name, config))
+    return Enrichment(tuple(loaded), config.rename)
+
+
+def _load(name: str, config: EnrichConfig) -> Enricher:
+    try:
+        if name in ENRICHERS:
+            path, _, attribute = ENRICHERS[name].partition(":")
+            module = import_module(path)
+            if hasattr(module, "engine"):
+                module.engine()
+            found = getattr(module, attribute)
+            return found(config.geo_database) if name == "geo" else found  # type: ignore[no-any-return]
+        points = entry_points(group=GROUP, name=name)
+        if not points:
+            raise EnricherError(f"enrichers: found {name!r}; expected {', '.join(ENRICHERS)} or an entry point in {GROUP}")
+        return next(iter(points)).load()  # type: ignore[no-any-return]
+    except (ImportError, OSError, ValueError) as error:
+        raise EnricherError(f"enrichers: {name} cannot be loaded: {error}") from None
+
+
+class Enrichment:
+    """The enrichers of one configuration."""
+
+    def __init__(self, enrichers: tuple[Enricher, ...], rename: Mapping[str, str] | None = None) -> None:
+        self._enrichers = enrichers
+        self._rename = rename or {}
+
+    def fill(self, beacon: Beacon, hit: Hit) -> dict[str, str]:
+        """The beacon's properties with the blanks filled in. Only events are enriched; a set or an alias goes as it came."""
+        properties = dict(beacon.properties)
+        if beacon.kind != "e" or not self._enrichers:
+            return properties
+        taken = {fold(name) for name in properties}
+        for enricher in self._enrichers:
+            for name, value in enricher(beacon, hit).items():
+                name = self._rename.get(name, name)
+                if value and name and fold(name) not in taken and not _owned(name):
+                    taken.add(fold(name))
+                    properties[name] = value[:MAX_VALUE]
         return properties
-    taken = {fold(name) for name, value in properties.items()}
-    for enricher in enrichers:
-        for name, value in enricher(beacon, hit).items():
-            if value and fold(name) not in taken:
-                taken.add(fold(name))
-                properties[name] = value[:MAX_VALUE]
-    return properties
+
+
+@lru_cache(1024)
+def _owned(name: str) -> bool:
+    """An enricher from elsewhere may not speak for the API either."""
+    return len(name) > MAX_NAME or reserved_name(name) is not None or not plain_name(name)

@@ -3,6 +3,7 @@
 import msgspec
 
 from proxy.delivery import Policy
+from proxy.enrich.config import EnrichConfig
 from proxy.spool.port import SpoolConfig
 
 
@@ -27,5 +28,6 @@ class ForwarderConfig(msgspec.Struct, frozen=True):
     attempt_timeout_s: float = 10.0
     policy: Policy = Policy()
     address_property: str = ""
+    enrich: EnrichConfig = EnrichConfig()
     log_level: str = "info"
     shutdown_grace_s: float = 10.0

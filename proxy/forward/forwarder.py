@@ -16,7 +16,8 @@ import msgspec
 
 from proxy.beacon import parse, plain_name
 from proxy.delivery import Answer, Final, Verdict, decide, delivered, refused
-from proxy.enrich import enrich
+from proxy.enrich import Enrichment, load
+from proxy.enrich.bot import is_bot
 from proxy.forward.clock import Clock, Seen
 from proxy.forward.config import ForwarderConfig
 from proxy.forward.pacing import State
@@ -58,15 +59,17 @@ class Attempted(msgspec.Struct, frozen=True):
 Observer = Callable[[Attempted], None]
 
 
-def prepare(hit: Hit, config: ForwarderConfig) -> Prepared | Outcome:
+def prepare(hit: Hit, config: ForwarderConfig, enrichment: Enrichment) -> Prepared | Outcome:
     """Everything between the spool and the socket: a pure function of the hit and the configuration."""
     site = config.sites.get(hit.site)
     if site is None:
         return Outcome.UNKNOWN_SITE
+    if config.enrich.bots == "drop" and is_bot(hit.user_agent):
+        return Outcome.BOT
     beacon = parse(hit)
     if isinstance(beacon, Outcome):
         return beacon
-    properties = enrich(beacon, hit)
+    properties = enrichment.fill(beacon, hit)
     if config.address_property and beacon.kind != "a":
         ours = plain_name(config.address_property)
         properties = {name: value for name, value in properties.items() if plain_name(name) != ours}
@@ -94,6 +97,7 @@ class Forwarder:
             route.sites.add(name)
             self._by_site[name] = route
         self._routes = list(routes.values())
+        self._enrichment = load(config.enrich)
         self._clock = Clock(_seen_before(outlet))
         self._published = -PUBLISH_S
 
@@ -180,7 +184,7 @@ class Forwarder:
 
     async def _deliver(self, route: Route, claim: Claim) -> Verdict:
         hit, config, pace = claim.hit, self._config, route.pace
-        prepared = prepare(hit, config)
+        prepared = prepare(hit, config, self._enrichment)
         if isinstance(prepared, Outcome):
             pace.abandoned()
             return Final(prepared)
