@@ -1,5 +1,6 @@
 """The worst day of the embedded spool: locked, corrupt, gone, full, hanging. Refused, never lost; and by itself well again."""
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -100,6 +101,36 @@ def test_a_disk_that_hangs_gathers_no_pile_and_drops_nothing_it_may_still_store(
     wait_for(lambda: stored == ["first"], "the hanging commit's end")
     group.append_blocking(hit("well again"))
     assert stored == ["first", "well again"]
+    group.close()
+
+
+def test_a_caller_is_told_once_even_when_the_hanging_commit_returns_after_all() -> None:
+    """The second word could be taken for the answer to the caller's next beacon."""
+    going_on = threading.Event()
+    group = GroupCommit(lambda batch, counts: going_on.wait(20) and None, lambda: None, patience_s=0.2)
+    told: list[SpoolRefused | None] = []
+
+    class Connection:
+        def get_loop(self) -> asyncio.AbstractEventLoop:
+            return loop
+
+        def told(self, error: SpoolRefused | None) -> None:
+            told.append(error)
+
+    async def converse() -> None:
+        group.append_then(hit("a"), Connection())
+        while not told:
+            await asyncio.sleep(0.02)
+        going_on.set()
+        await asyncio.sleep(0.3)
+        group.append_then(hit("b"), Connection())
+        while len(told) < 2:
+            await asyncio.sleep(0.02)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(asyncio.wait_for(converse(), 10))
+    loop.close()
+    assert [error is None for error in told] == [False, True]
     group.close()
 
 

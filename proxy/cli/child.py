@@ -18,6 +18,7 @@ import msgspec
 from proxy.admin.app import AdminConfig, make_app
 from proxy.collector.asgi import CollectorApp
 from proxy.collector.config import CollectorConfig
+from proxy.collector.express import Express
 from proxy.collector.server import make_server
 from proxy.enrich import EnricherError
 from proxy.forward.config import ForwarderConfig
@@ -48,7 +49,8 @@ async def run_collector(config: CollectorConfig, fd: int) -> None:
     """Serve beacons on the listening socket `fd` until told to stop."""
     intake = open_intake(config.spool)
     try:
-        serving = make_server(CollectorApp(config, intake), config.shutdown_grace_s)
+        app = CollectorApp(config, intake)
+        serving = make_server(app, config.shutdown_grace_s, Express(app, intake))
         _when_told(serving.stop)
         await serving.serve(sockets=[socket.socket(fileno=fd)])
     finally:

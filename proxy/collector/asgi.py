@@ -35,6 +35,7 @@ STORED = _start(200, GIF_HEADERS)
 NOT_STORED = _start(503, [*GIF_HEADERS, (b"retry-after", b"1")])
 UNREAD_BODY = _start(200, [*GIF_HEADERS, (b"connection", b"close")])
 WRONG_METHOD = _start(405, WRONG_METHOD_HEADERS)
+JOINED = {b"x-forwarded-for": b",", b"forwarded": b",", b"cookie": b"; "}
 PIXEL: Message = {"type": "http.response.body", "body": GIF}
 EMPTY: Message = {"type": "http.response.body", "body": b""}
 
@@ -49,8 +50,8 @@ class CollectorApp:
         routes: Sequence[BaseRoute] = (),
         observe: Observer | None = None,
     ) -> None:
-        self._collector = Collector(config)
-        self._paths = self._collector.paths
+        self.collector = Collector(config)
+        self._paths = self.collector.paths
         self._intake = intake
         self._rest = Starlette(routes=routes)
         self._observe = observe
@@ -69,16 +70,14 @@ class CollectorApp:
 
     async def _beacon(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
         method = scope["method"]
-        headers = dict(scope["headers"])
+        headers = joined(scope["headers"])
         if method not in ("GET", "POST"):
             if method == "OPTIONS":
-                await send(_start(204, preflight_headers(self._collector.allowed_origin(headers))))
+                await send(_start(204, preflight_headers(self.collector.allowed_origin(headers))))
             else:
                 await send(STORED if method == "HEAD" else WRONG_METHOD)
             await send(EMPTY)
             return
-        if b"x-forwarded-for" in headers:
-            headers[b"x-forwarded-for"] = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for")
         body, start = b"", STORED
         if b"content-length" in headers or b"transfer-encoding" in headers:
             arrived = await _read(receive)
@@ -88,7 +87,7 @@ class CollectorApp:
             if len(body) > MAX_BEACON_BYTES:
                 start = UNREAD_BODY
         client = scope.get("client")
-        site, hit, cookie = self._collector.collect(
+        site, hit, cookie = self.collector.collect(
             kind,
             scope["query_string"],
             body,
@@ -112,7 +111,7 @@ class CollectorApp:
             if observe is not None:
                 observe("refused" if start is NOT_STORED else "stored", hit)
         if cookie or b"origin" in headers or self._debugs(headers):
-            start = self._with_extras(start, headers, hit, cookie)
+            start = self.with_extras(start, headers, hit, cookie)
         await send(start)
         await send(PIXEL)
 
@@ -120,16 +119,26 @@ class CollectorApp:
         token = headers.get(DEBUG_HEADER)
         return token is not None and self._debug_token != b"" and hmac.compare_digest(token, self._debug_token)
 
-    def _with_extras(self, start: Message, headers: Mapping[bytes, bytes], hit: Hit | Outcome, cookie: bytes) -> Message:
+    def with_extras(self, start: Message, headers: Mapping[bytes, bytes], hit: Hit | Outcome, cookie: bytes) -> Message:
         """The answer with a cookie, what a script of an allowed origin needs to read it, and the outcome for who may know."""
         extra: Headers = []
         if cookie and start["status"] == 200:
             extra.append((b"set-cookie", cookie))
-        if b"origin" in headers and (allowed := self._collector.allowed_origin(headers)):
+        if b"origin" in headers and (allowed := self.collector.allowed_origin(headers)):
             extra += cors_headers(allowed)
         if self._debugs(headers):
             extra.append((b"x-beacon-outcome", told(hit, start["status"] == 200).encode("ascii")))
         return _start(start["status"], [*start["headers"], *extra])
+
+
+def joined(pairs: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Headers by name. Of the same name several times the last counts, but lists are joined (RFC 9110, section 5.3)."""
+    headers = dict(pairs)
+    if len(headers) != len(pairs):
+        for wanted, separator in JOINED.items():
+            if wanted in headers:
+                headers[wanted] = separator.join(value for name, value in pairs if name == wanted)
+    return headers
 
 
 async def _read(receive: Receive) -> bytes | None:

@@ -17,6 +17,12 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from proxy.collector.collect import Headers
+from proxy.collector.express import Express
+from proxy.hit import Hit
+from proxy.outcome import Outcome
+from proxy.spool.port import SpoolRefused
+
 KEEP_ALIVE_S = 75
 """Longer than nginx keeps an idle connection to an upstream (60 s), so that nginx is the one to close it."""
 TARGET_BYTES = bytes(sorted(set(range(0x21, 0x7F)) - set(b"#")))
@@ -44,6 +50,16 @@ class BeaconProtocol(HttpToolsProtocol):
     """
 
     max_connections = 65_536
+    express: Express | None = None
+    """The short way, where the server has one."""
+    site: str = ""
+    closes: bool = False
+    extras: tuple[Headers, Hit | Outcome, bytes] | None = None
+    _pending = False
+    """A beacon of the short way waits for its commit; what arrives meanwhile is held."""
+    _held = b""
+    _served = 0
+    _closing = False
     _head = b""
     """What has arrived of a head that is not whole."""
     _body_left = 0
@@ -55,11 +71,18 @@ class BeaconProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.peer = self.client[0] if self.client else ""
+        self.https = self.scheme == "https"
         if len(self.connections) > self.max_connections:
             transport.abort()
 
     def data_received(self, data: bytes) -> None:
         while data and not self.transport.is_closing():
+            if self._pending:
+                self._held += data
+                if len(self._held) > MAX_HEAD_BYTES:
+                    self.transport.pause_reading()
+                return
             if self._body_left == 0:
                 data = self._take_head(data)
             elif self._body_left == UNTIL_THE_END:
@@ -93,6 +116,13 @@ class BeaconProtocol(HttpToolsProtocol):
         line = head[: head.find(b"\r\n")]
         if line.translate(None, LINE_BYTES) or line.count(b" ") != 2 or len(line) > MAX_TARGET_BYTES:
             head = escape_target(line) + head[len(line) :]
+        if self.express is not None and (self.cycle is None or self.cycle.response_complete):
+            self._pending = True
+            if self.timeout_keep_alive_task is not None:
+                self._unset_keepalive_if_required()
+            if self.express.take(self, head):  # which may have been answered already
+                return data[end:]
+            self._pending = False
         if b"pgrade" in head or b"PGRADE" in head:  # nothing here is upgraded, and a parser that thinks so reads no body
             head = UPGRADE.sub(b"", head)
         self._message_complete = False
@@ -104,12 +134,43 @@ class BeaconProtocol(HttpToolsProtocol):
                 self.cycle.keep_alive = False
         return data[end:]
 
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        return self.loop
+
+    def told(self, error: SpoolRefused | None) -> None:
+        """Answer the beacon that waited, and go on with what arrived meanwhile."""
+        if not self._pending:
+            return
+        self._pending = False
+        self._served += 1
+        assert self.express is not None  # noqa: S101 - for the type checker
+        answer = self.express.answer(self, error, self.server_state.default_headers)
+        if self.transport.is_closing():
+            return
+        self.server_state.total_requests += 1
+        self.transport.write(answer)
+        if self.closes or self._closing:
+            self.transport.close()
+        elif self._held:
+            held, self._held = self._held, b""
+            self.transport.resume_reading()
+            self.loop.call_soon(self.data_received, held)
+
+    def shutdown(self) -> None:
+        if self._pending:
+            self._closing = True
+        else:
+            super().shutdown()
+
     def on_message_complete(self) -> None:
         self._message_complete = True
         super().on_message_complete()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """A client may close its half and still read: it gets its answer, then the connection ends."""
+        if self._pending:
+            self._closing = True
+            return True
         cycle = self.cycle
         if cycle is None or cycle.response_complete or cycle.more_body:
             return False
@@ -117,12 +178,14 @@ class BeaconProtocol(HttpToolsProtocol):
         return True
 
     def cut_off_if_stalled(self) -> None:
-        """Called each SWEEP_S: ends a connection that has been in the middle of one request for too long."""
+        """Called each SWEEP_S: ends a connection that is idle for too long, or in the middle of one request."""
         cycle = self.cycle
-        awaited = cycle is None or (self.timeout_keep_alive_task is None if cycle.response_complete else cycle.more_body)
-        self._looks = self._looks + 1 if awaited and cycle is self._looked_at else 0
-        self._looked_at = cycle
-        if self._looks * SWEEP_S >= REQUEST_S:
+        at_work = self._pending or (cycle is not None and not cycle.response_complete and not cycle.more_body)
+        now = (cycle, self._served)
+        self._looks = self._looks + 1 if now == self._looked_at and not at_work else 0
+        self._looked_at = now
+        between = not self._head and self._body_left == 0 and (self._served or (cycle is not None and cycle.response_complete))
+        if self._looks * SWEEP_S >= (KEEP_ALIVE_S if between else REQUEST_S):
             self.transport.abort()
 
 
@@ -159,19 +222,20 @@ def _not_a_cancellation(record: logging.LogRecord) -> bool:
     return not cancelled and not record.getMessage().startswith("Cancel ")
 
 
-def make_server(app: Any, grace_s: float) -> Server:
+def make_server(app: Any, grace_s: float, express: Express | None = None) -> Server:
     """A server for the public listener. Access logs are off: a line per beacon would hold addresses and queries."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    BeaconProtocol.max_connections = max(16, min(65_536, hard - SPARE_FDS))
+    protocol: type[BeaconProtocol] = type("Connection", (BeaconProtocol,), {"express": express})
+    protocol.max_connections = max(16, min(65_536, hard - SPARE_FDS))
     logger = logging.getLogger("uvicorn.error")
     logger.setLevel(logging.ERROR)  # a warning for each malformed request is the sender's to cause
     logger.addFilter(_not_a_cancellation)
     return Server(
         uvicorn.Config(
             app,
-            http=BeaconProtocol,
+            http=protocol,
             lifespan="off",
             log_config=None,
             access_log=False,

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from proxy.hit import Hit
-from proxy.spool.port import SpoolRefused
+from proxy.spool.port import Caller, SpoolRefused
 
 MAX_WAITING = 16_384
 """Hits that may wait for the disk at once; one more is refused."""
@@ -31,7 +31,7 @@ class _Waiter(threading.Event):
     error: SpoolRefused | None = None
 
 
-Waiter = asyncio.Future[None] | _Waiter
+Waiter = asyncio.Future[None] | _Waiter | Caller
 HANGS = "the disk hangs: the commit under way takes longer than commit_timeout"
 
 
@@ -60,6 +60,9 @@ class GroupCommit:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._enter(hit, future)
         await future
+
+    def append_then(self, hit: Hit, caller: Caller) -> None:
+        self._enter(hit, caller)
 
     def append_blocking(self, hit: Hit) -> None:
         waiter = _Waiter()
@@ -117,7 +120,7 @@ class GroupCommit:
                     if retry_counts:
                         self._counts.update(counts)
             with self._bell:
-                self._committing, self._began = [], 0.0
+                waiters, self._committing, self._began = self._committing, [], 0.0  # without those who were told meanwhile
             _wake(waiters, error)
             if error is not None and not hits:
                 if self._closing:
@@ -145,24 +148,26 @@ class GroupCommit:
 
 def _wake(waiters: list[Waiter], error: SpoolRefused | None) -> None:
     """One wake-up per event loop, not one per beacon."""
-    loops: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+    loops: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None] | Caller]] = {}
     for waiter in waiters:
         if isinstance(waiter, _Waiter):
             waiter.error = error
             waiter.set()
         else:
             loops.setdefault(waiter.get_loop(), []).append(waiter)
-    for loop, futures in loops.items():
+    for loop, told in loops.items():
         try:
-            loop.call_soon_threadsafe(_resolve, futures, error)
+            loop.call_soon_threadsafe(_resolve, told, error)
         except RuntimeError:  # the loop has ended, and its requests with it
             pass
 
 
-def _resolve(futures: list[asyncio.Future[None]], error: SpoolRefused | None) -> None:
-    for future in futures:
-        if not future.done():
+def _resolve(waiters: "list[asyncio.Future[None] | Caller]", error: SpoolRefused | None) -> None:
+    for waiter in waiters:
+        if not isinstance(waiter, asyncio.Future):
+            waiter.told(error)
+        elif not waiter.done():
             if error is None:
-                future.set_result(None)
+                waiter.set_result(None)
             else:
-                future.set_exception(SpoolRefused(*error.args))
+                waiter.set_exception(SpoolRefused(*error.args))

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from proxy.delivery import Final
 from proxy.hit import Hit
 from proxy.outcome import Ending, Outcome
-from proxy.spool.port import RECEIVED, REFUSED, TRIMMED, Claim, Ledger, Settlement
+from proxy.spool.port import RECEIVED, REFUSED, TRIMMED, Caller, Claim, Ledger, Settlement
 
 
 class MemorySpool:
@@ -27,6 +27,10 @@ class MemorySpool:
 
     async def append(self, hit: Hit) -> None:
         self.append_blocking(hit)
+
+    def append_then(self, hit: Hit, caller: Caller) -> None:
+        self.append_blocking(hit)
+        caller.get_loop().call_soon(caller.told, None)
 
     def append_blocking(self, hit: Hit) -> None:
         with self._lock:

@@ -4,6 +4,7 @@ The promise every adapter keeps: `append` returns only once the hit is stored as
 out again after a crash until it is settled; the ledger is counted together with what it counts.
 """
 
+import asyncio
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -82,11 +83,25 @@ class Ledger(msgspec.Struct):
         return {outcome: n for outcome, n in totals.items() if n}
 
 
+class Caller(Protocol):
+    """Somebody on an event loop who waits to be told: cheaper than a future and a task for each beacon."""
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """Where to be called."""
+
+    def told(self, error: SpoolRefused | None) -> None:
+        """Stored, or why not; once for each append."""
+
+
 class Intake(Protocol):
     """The collector's half."""
 
     async def append(self, hit: Hit) -> None:
         """Return once the hit is stored. Raises SpoolRefused."""
+
+    def append_then(self, hit: Hit, caller: Caller) -> None:
+        """The same for a caller who is told, from its event loop, and not before this returns. Raises SpoolRefused at once if
+        the hit was not even taken."""
 
     def append_blocking(self, hit: Hit) -> None:
         """The same for a thread without an event loop (WSGI). Raises SpoolRefused."""

@@ -21,6 +21,10 @@ REOPEN_S = 0.5
 """Between two tries to open a lane that cannot be opened."""
 
 
+STATEMENT_ROWS = (256, 64, 16, 4, 1)
+INSERTS = {size: "INSERT INTO fresh (hit) VALUES " + ",".join(["(?)"] * size) for size in STATEMENT_ROWS}
+
+
 class Lane:
     """The first lane of the directory that no living process holds, else a new one."""
 
@@ -43,6 +47,7 @@ class Lane:
             self._note_trouble(f"{self.path}: {error}")
         self._group = GroupCommit(self._commit, self._close, config.commit_timeout_s)
         self.append = self._group.append
+        self.append_then = self._group.append_then
         self.append_blocking = self._group.append_blocking
 
     def drop(self, site: str, outcome: Outcome) -> None:
@@ -63,7 +68,7 @@ class Lane:
             if batch:
                 self._refuse_when_full(db)
             with file.transaction(db):
-                db.executemany("INSERT INTO fresh (hit) VALUES (?)", [(hits.encode(hit),) for hit in batch])
+                _insert(db, [hits.encode(hit) for hit in batch])
                 sites = Counter(hit.site for hit in batch)
                 db.executemany(file.TALLY, [(site, RECEIVED, n) for site, n in sites.items()])
                 if counts:
@@ -126,6 +131,15 @@ class Lane:
         if self._lock is not None:
             os.close(self._lock)
         self._db = self._lock = self._inode = None
+
+
+def _insert(db: sqlite3.Connection, rows: list[bytes]) -> None:
+    """Many rows a statement: each statement gives the interpreter's lock away, and it may be a while until it comes back."""
+    first = 0
+    for size in STATEMENT_ROWS:
+        while len(rows) - first >= size:
+            db.execute(INSERTS[size], rows[first : first + size])
+            first += size
 
 
 def _bytes_of(path: Path) -> int:
