@@ -41,6 +41,7 @@ docs: setup ## Write the generated tables anew
 
 .PHONY: bench
 bench: setup ## Measure against a bare server, in turn
+	$(RUN)python benchmarks/enrichment.py
 	$(RUN)python benchmarks/intake.py
 
 .PHONY: chaos

@@ -4,6 +4,7 @@ import asyncio
 import socket
 import sys
 
+import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,7 +13,6 @@ from starlette.routing import Route
 from proxy.cli.child import loop_factory
 from proxy.collector.asgi import PIXEL, STORED, Receive, Scope, Send
 from proxy.collector.pixel import GIF, GIF_HEADERS
-from proxy.collector.server import make_server
 
 HEADERS = {name.decode(): value.decode() for name, value in GIF_HEADERS}
 
@@ -30,6 +30,8 @@ async def _pixel(request: Request) -> Response:
 
 if __name__ == "__main__":
     app = bare if sys.argv[1] == "bare" else Starlette(routes=[Route("/e", _pixel)])
-    serving = make_server(app, 3).serve(sockets=[socket.socket(fileno=int(sys.argv[2]))])
+    options = {"http": "httptools", "lifespan": "off", "log_config": None, "access_log": False, "server_header": False}
+    server = uvicorn.Server(uvicorn.Config(app, proxy_headers=False, **options))
+    serving = server.serve(sockets=[socket.socket(fileno=int(sys.argv[2]))])
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(serving)

@@ -111,21 +111,24 @@ def test_a_caller_is_told_once_even_when_the_hanging_commit_returns_after_all() 
     told: list[SpoolRefused | None] = []
 
     class Connection:
+        def __init__(self) -> None:
+            self.answered = asyncio.Event()
+
         def get_loop(self) -> asyncio.AbstractEventLoop:
             return loop
 
         def told(self, error: SpoolRefused | None) -> None:
             told.append(error)
+            self.answered.set()
 
     async def converse() -> None:
-        group.append_then(hit("a"), Connection())
-        while not told:
-            await asyncio.sleep(0.02)
+        first, second = Connection(), Connection()
+        group.append_then(hit("a"), first)
+        await first.answered.wait()
         going_on.set()
         await asyncio.sleep(0.3)
-        group.append_then(hit("b"), Connection())
-        while len(told) < 2:
-            await asyncio.sleep(0.02)
+        group.append_then(hit("b"), second)
+        await second.answered.wait()
 
     loop = asyncio.new_event_loop()
     loop.run_until_complete(asyncio.wait_for(converse(), 10))

@@ -10,8 +10,10 @@ from importlib import import_module
 from importlib.metadata import entry_points
 
 from proxy.beacon import MAX_NAME, MAX_VALUE, Beacon, fold, plain_name, reserved_name
-from proxy.enrich.config import EnrichConfig
+from proxy.enrich.config import DEFAULT, EnrichConfig
 from proxy.hit import Hit
+
+__all__ = ["DEFAULT", "ENRICHERS", "Enricher", "EnricherError", "Enrichment", "load", "own_enrichers"]
 
 Enricher = Callable[[Beacon, Hit], Mapping[str, str]]
 """(the beacon, the facts of its request) → properties to fill in. Must always give the same for the same."""
