@@ -1,13 +1,15 @@
-"""The admin listener's application: `/healthz`, `/readyz`, and the ledger at `/`. It holds no API key."""
+"""The admin listener's application: `/healthz`, `/readyz`, `/metrics`, and the ledger at `/`. It holds no API key."""
 
 import asyncio
 
 import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from proxy.admin.metrics import exposition
 from proxy.admin.summary import read
 from proxy.spool import unready
 from proxy.spool.port import SpoolConfig
@@ -39,4 +41,9 @@ def make_app(config: AdminConfig) -> Starlette:
     async def status(request: Request) -> Response:
         return JSONResponse(await asyncio.to_thread(read, config.spool))
 
-    return Starlette(routes=[Route("/healthz", healthz), Route("/readyz", readyz), Route("/", status)])
+    async def metrics(request: Request) -> Response:
+        return Response(await asyncio.to_thread(exposition, config.spool), media_type=CONTENT_TYPE_LATEST)
+
+    return Starlette(
+        routes=[Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics), Route("/", status)]
+    )

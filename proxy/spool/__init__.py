@@ -5,7 +5,7 @@ from proxy.spool.port import DeadLetters, Intake, Ledger, Outlet, SpoolConfig, S
 from proxy.spool.sqlite.dead import SqliteDeadLetters
 from proxy.spool.sqlite.lane import Lane
 from proxy.spool.sqlite.outlet import SqliteOutlet, read_state
-from proxy.spool.sqlite.survey import look_at_directory, prepare_directory, read_ledger, why_unready
+from proxy.spool.sqlite.survey import directory_bytes, look_at_directory, prepare_directory, read_ledger, why_unready
 
 _MEMORY: dict[str, MemorySpool] = {}
 
@@ -54,6 +54,12 @@ def forwarder_state(config: SpoolConfig) -> bytes:
     """What the forwarder published last; b"" if nothing."""
     scheme, place = _split(config)
     return _memory(place).recall() if scheme == "memory" else read_state(place)
+
+
+def spool_bytes(config: SpoolConfig) -> int:
+    """Bytes that hold something."""
+    scheme, place = _split(config)
+    return 0 if scheme == "memory" else directory_bytes(place)
 
 
 def unready(config: SpoolConfig) -> str:

@@ -96,10 +96,15 @@ def why_unready(directory: str | Path, max_bytes: int) -> str:
             with contextlib.closing(file.open_file(path, busy_s=LOCKED_S)) as db, file.transaction(db):
                 if not file.has_room(place, file.sizes(db)[1]):
                     return f"the disk under {place} is full"
-        used = sum(_used_bytes(path) for path in file.lane_files(place))
+        used = directory_bytes(place)
     except (OSError, sqlite3.Error, SpoolError) as error:
         return f"the spool cannot be written: {error}"
     return f"the spool is full: {used:,} of max_bytes {max_bytes:,}" if used >= max_bytes else ""
+
+
+def directory_bytes(directory: str | Path) -> int:
+    """Bytes of all lanes that hold something."""
+    return sum(_used_bytes(path) for path in file.lane_files(Path(directory)))
 
 
 def _used_bytes(path: Path) -> int:
