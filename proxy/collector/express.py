@@ -17,7 +17,10 @@ from proxy.spool.port import Caller, Intake, SpoolRefused
 UNUSUAL = frozenset({b"content-length", b"transfer-encoding", b"upgrade", b"expect", b"x-beacon-debug"})
 """Headers with which a request goes the long way."""
 NAME_BYTES = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz"
-VALUE_FORBIDDEN = bytes(range(9)) + bytes(range(10, 32)) + b"\x7f"
+CONTROL = bytes(set(range(32)) - set(b"\t\r\n")) + b"\x7f"
+KNOWN_NAMES = 512
+"""Spellings of names that are remembered, so that most need no second look."""
+_known: dict[bytes, bytes] = {}
 
 
 class Express:
@@ -94,19 +97,29 @@ class ExpressConnection(Caller, Protocol):
 def parse_headers(block: bytes) -> dict[bytes, bytes] | None:
     """Lower-case names to values of a header block that ends with an empty line; None for anything unusual, which the long way's
     parser shall judge (folded lines, bare line ends, control characters, names that are no tokens)."""
-    if block.translate(None, VALUE_FORBIDDEN) != block.replace(b"\r\n", b""):
+    if not block.count(b"\n") == block.count(b"\r") == block.count(b"\r\n") or len(block.translate(None, CONTROL)) != len(block):
         return None
     headers: dict[bytes, bytes] = {}
     for line in block[:-4].split(b"\r\n"):
-        name, colon, value = line.partition(b":")
-        name = name.lower()
-        if not colon or not name or name.translate(None, NAME_BYTES):
+        raw, colon, value = line.partition(b":")
+        name = _known.get(raw) or _lower_case(raw)
+        if not colon or not name:
             return None
         value = value.strip(b" \t")
         if name in headers and name in JOINED:
             value = headers[name] + JOINED[name] + value
         headers[name] = value
     return headers
+
+
+def _lower_case(raw: bytes) -> bytes:
+    """A header's name in lower case; b"" for what is no token (RFC 9110, section 5.6.2)."""
+    name = raw.lower()
+    if name.translate(None, NAME_BYTES):
+        return b""
+    if len(_known) < KNOWN_NAMES:
+        _known[raw] = name
+    return name
 
 
 def encode(start: Message, dated: list[tuple[bytes, bytes]]) -> bytes:
