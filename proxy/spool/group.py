@@ -17,6 +17,8 @@ from proxy.spool.port import Caller, SpoolRefused
 MAX_WAITING = 16_384
 """Hits that may wait for the disk at once; one more is refused."""
 
+GATHER_FROM, GATHER_S = 4, 0.0005
+"""After a batch of at least so many, others are on their way: a moment's rest makes the next batch worth its commit."""
 WATCH_S = 0.25
 """Between two looks of the watch at how long the commit under way has taken."""
 
@@ -122,6 +124,8 @@ class GroupCommit:
             with self._bell:
                 waiters, self._committing, self._began = self._committing, [], 0.0  # without those who were told meanwhile
             _wake(waiters, error)
+            if len(hits) >= GATHER_FROM:
+                time.sleep(GATHER_S)
             if error is not None and not hits:
                 if self._closing:
                     break

@@ -17,6 +17,8 @@ from proxy.spool.sqlite import file
 
 LOOK_S = 1.0
 """Between two looks at the other lanes' sizes and the reserve."""
+LOOK_BYTES = 128 * 1024
+"""Between two looks at one's own size and the room on the disk."""
 REOPEN_S = 0.5
 """Between two tries to open a lane that cannot be opened."""
 
@@ -34,6 +36,7 @@ class Lane:
         self._durability = config.durability
         self._max_bytes = config.max_bytes
         self._others_bytes = 0
+        self._look_bytes = self._unlooked_bytes = min(LOOK_BYTES, config.max_bytes // 64)
         self._looked = self._tried = -1e9
         self._db: sqlite3.Connection | None = None
         self._lock: int | None = None
@@ -65,10 +68,11 @@ class Lane:
             raise SpoolRefused(self._trouble)
         try:
             db = self._db or self._open()
-            if batch:
-                self._refuse_when_full(db)
+            rows = [hits.encode(hit) for hit in batch]
+            if rows:
+                self._refuse_when_full(db, sum(map(len, rows)))
             with file.transaction(db):
-                _insert(db, [hits.encode(hit) for hit in batch])
+                _insert(db, rows)
                 sites = Counter(hit.site for hit in batch)
                 db.executemany(file.TALLY, [(site, RECEIVED, n) for site, n in sites.items()])
                 if counts:
@@ -108,12 +112,17 @@ class Lane:
             raise
         return self._db
 
-    def _refuse_when_full(self, db: sqlite3.Connection) -> None:
+    def _refuse_when_full(self, db: sqlite3.Connection, more_bytes: int) -> None:
+        """Looks each second, after each LOOK_BYTES, and at each commit while beacons are refused: a look costs as much as ten rows."""
         now = time.monotonic()
+        self._unlooked_bytes += more_bytes
         if now - self._looked >= LOOK_S:
-            self._looked = now
+            self._looked, self._unlooked_bytes = now, self._look_bytes
             self._others_bytes = sum(_bytes_of(path) for path in file.lane_files(self._directory) if path != self.path)
             file.keep_reserve(self._directory)
+        if self._unlooked_bytes < self._look_bytes and not self._trouble:
+            return
+        self._unlooked_bytes = 0
         used, emptied = file.sizes(db)
         if not file.has_room(self._directory, emptied):
             raise SpoolRefused(f"the disk under {self._directory} is full")
