@@ -113,7 +113,7 @@ class Lane:
         return self._db
 
     def _refuse_when_full(self, db: sqlite3.Connection, more_bytes: int) -> None:
-        """Looks each second, after each LOOK_BYTES, and at each commit while beacons are refused: a look costs as much as ten rows."""
+        """Looks each second, after LOOK_BYTES, and at each commit while beacons are refused: a look costs as much as ten rows."""
         now = time.monotonic()
         self._unlooked_bytes += more_bytes
         if now - self._looked >= LOOK_S:
