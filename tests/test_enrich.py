@@ -243,7 +243,7 @@ def test_an_enricher_of_the_operators_own_package_works_as_documented(
 
 def test_enrichment_is_on_by_default_and_sends_no_address(serve: Serve, sandbox: SandboxProcess) -> None:
     """Useful at once; nothing the vendor would not have seen itself."""
-    proxy = serve()
+    proxy = serve(enrichers=None)
     httpx.get(
         f"{proxy.url}/e?_n=a&_p=b", headers={"user-agent": CHROME, "accept-language": "de", "x-forwarded-for": "198.51.100.7"}
     )

@@ -127,8 +127,9 @@ def test_the_ledger_balances_and_can_be_read_running_or_not(serve: Serve, sandbo
     for query in ("_n=Viewed&_p=me", "_p=me", "_n=Viewed", "_n=Viewed&_p=" + "x" * 300):
         httpx.get(f"{proxy.url}/e?{query}")
     wait_for(lambda: proxy.status()["pending"] == 0, "everything settled")
+    assert proxy.status_command()["received"] == 4
     assert proxy.stop() == 0
-    status = proxy.status()
+    status = proxy.status_command()
     assert status["received"] == 4
     assert status["delivered"] == 1
     assert status["dropped"] == {"no_person": 1, "no_name": 1, "person_too_long": 1}

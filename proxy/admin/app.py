@@ -2,27 +2,19 @@
 
 import asyncio
 
-import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from proxy.admin.config import AdminConfig
 from proxy.admin.metrics import exposition
 from proxy.admin.summary import read
 from proxy.spool import unready
-from proxy.spool.port import SpoolConfig
 
 PATIENCE_S = 2.0
 """A disk that takes longer to answer is not ready."""
-
-
-class AdminConfig(msgspec.Struct, frozen=True):
-    """The admin listener's part of the settings."""
-
-    spool: SpoolConfig
-    log_level: str = "info"
 
 
 def make_app(config: AdminConfig) -> Starlette:

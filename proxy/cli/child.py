@@ -1,8 +1,8 @@
 """A process of `serve`: `python -m proxy.cli.child collector FD | forwarder | admin FD`.
 
 Its configuration comes as one JSON line on standard input, so no key stands in any environment or argument list. Standard input
-then stays open: its end means that the supervisor is gone, and the process stops by itself. It imports no command line and no
-settings code, to be up quickly.
+then stays open: its end means that the supervisor is gone, and the process stops by itself. Each role imports what it needs and
+no more, no command line and no settings code either, to be up quickly and small.
 """
 
 import asyncio
@@ -15,14 +15,10 @@ from collections.abc import Callable
 
 import msgspec
 
-from proxy.admin.app import AdminConfig, make_app
-from proxy.collector.asgi import CollectorApp
+from proxy.admin.config import AdminConfig
 from proxy.collector.config import CollectorConfig
-from proxy.collector.express import Express
-from proxy.collector.server import make_server
 from proxy.enrich import EnricherError
 from proxy.forward.config import ForwarderConfig
-from proxy.forward.forwarder import Forwarder
 from proxy.log import configure, log
 from proxy.spool import open_intake, open_outlet
 from proxy.spool.port import ForwarderRunning, Outlet, SpoolError
@@ -47,6 +43,10 @@ def _when_told(stop: Callable[[], None]) -> None:
 
 async def run_collector(config: CollectorConfig, fd: int) -> None:
     """Serve beacons on the listening socket `fd` until told to stop."""
+    from proxy.collector.asgi import CollectorApp
+    from proxy.collector.express import Express
+    from proxy.collector.server import make_server
+
     intake = open_intake(config.spool)
     try:
         app = CollectorApp(config, intake)
@@ -59,6 +59,9 @@ async def run_collector(config: CollectorConfig, fd: int) -> None:
 
 async def run_admin(config: AdminConfig, fd: int) -> None:
     """Serve the admin listener on the socket `fd` until told to stop."""
+    from proxy.admin.app import make_app
+    from proxy.collector.server import make_server
+
     serving = make_server(make_app(config), 3)
     _when_told(serving.stop)
     await serving.serve(sockets=[socket.socket(fileno=fd)])
@@ -66,6 +69,8 @@ async def run_admin(config: AdminConfig, fd: int) -> None:
 
 async def run_forwarder(config: ForwarderConfig, until: Callable[[Callable[[], None]], None]) -> None:
     """Deliver until told to stop; `until(stop)` arranges the telling. Waits while another forwarder holds the spool."""
+    from proxy.forward.forwarder import Forwarder
+
     stopping = asyncio.Event()
     until(stopping.set)
     outlet: Outlet | None = None

@@ -9,10 +9,6 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
 from proxy import settings
 from proxy.beacon import parameters
@@ -61,6 +57,10 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """Show dead letters. With --json: one object a line, with all that was received but the visitor's address."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     letters, wanted = _open(config), _filter(ids, reason, site, older, newer)
     found = letters.list(wanted, limit)
     if as_json:
@@ -142,6 +142,9 @@ def _filter(ids: list[str] | None, reason: str | None, site: str, older: float |
 
 
 def _with_progress(letters: DeadLetters, wanted: DeadFilter, work: Callable[[Callable[[int], None]], int], quiet: bool) -> int:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet or not sys.stderr.isatty()) as bar:
         task = bar.add_task("dead letters", total=letters.count(wanted))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from proxy.admin.app import AdminConfig
+from proxy.admin.config import AdminConfig
 from proxy.cli.child import EX_CONFIG
 from proxy.log import log
 from proxy.settings import PREFIX, Settings, SettingsError, variable
