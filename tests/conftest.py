@@ -157,13 +157,13 @@ _shared: list[SandboxProcess] = []
 
 
 @pytest.fixture
-def sandbox() -> Iterator[SandboxProcess]:
+def sandbox() -> SandboxProcess:
     """A vendor that has seen nothing yet. One process serves all tests of a worker, until one of them stops it."""
     if not _shared or _shared[-1].process.poll() is not None:
         _shared.append(SandboxProcess())
     else:
         httpx.delete(f"{_shared[-1].url}/received", timeout=10)
-    yield _shared[-1]
+    return _shared[-1]
 
 
 @pytest.fixture(scope="session", autouse=True)
