@@ -150,3 +150,23 @@ def test_a_query_that_is_no_url_is_read_as_it_was_meant(running: tuple[ProxyProc
 
     [params] = wait_for(found, "the beacon")
     assert (params["_n"], params["x"]) == ("nö #1", "y")
+
+
+@given(st.binary(max_size=120))
+def test_no_host_header_can_break_the_look_up(host: bytes) -> None:
+    """Total, and only a site's own names lead to it."""
+    hosts = {"shop.example": "shop", "*.wild.example": "wild"}
+    found = collector(hosts=hosts, default_site=False).collect("e", b"_p=b", b"", {b"host": host}, "", 0)
+    if isinstance(found.found, Hit):
+        name = host.decode("latin-1").partition(":")[0].rstrip(".").lower()
+        assert name == "shop.example" if found.site == "shop" else name.endswith(".wild.example")
+    else:
+        assert found.found is Outcome.UNKNOWN_HOST
+
+
+@given(st.from_regex(r"[a-z0-9-]{1,20}(\.[a-z0-9-]{1,20}){0,3}", fullmatch=True), st.sampled_from(["", ".", ":443", ".:8443"]))
+def test_a_name_below_the_wildcard_is_found_however_it_is_written(label: str, tail: str) -> None:
+    """Upper case, a trailing dot, a port."""
+    host = f"{label}.wild.example{tail}".upper().encode()
+    found = collector(hosts={"*.wild.example": "wild"}, default_site=False).collect("e", b"_p=b", b"", {b"host": host}, "", 0)
+    assert found.site == "wild"

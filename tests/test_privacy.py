@@ -1,5 +1,6 @@
 """What is refused or forgotten before anything is stored; requests in, the vendor's requests and the spool's bytes out."""
 
+import os
 import subprocess
 import sys
 import time
@@ -261,3 +262,25 @@ def test_the_key_is_found_nowhere_but_in_the_request_to_the_vendor(serve: Serve,
     seen.append(proxy.log.read_text())
     assert len(seen) > 40
     assert not [text[:200] for text in seen if key in text]
+
+
+def test_a_traceback_in_the_log_shows_no_values() -> None:
+    """Neither as JSON nor on a terminal: the key may be in a local variable."""
+    code = (
+        "from proxy.log import configure, log\n"
+        "configure('debug')\n"
+        "def deliver(key):\n"
+        "    request = 'https://vendor.example/e?_k=' + key\n"
+        "    raise RuntimeError('broken')\n"
+        "try:\n    deliver('-'.join(['KEY', 'in', 'a', 'variable']))\n"
+        "except RuntimeError:\n    log.exception('it failed')\n"
+    )
+    plain = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
+    ours, theirs = os.openpty()
+    subprocess.run([sys.executable, "-c", code], stderr=theirs, check=True)
+    on_terminal = os.read(ours, 65_536).decode()
+    os.close(ours)
+    os.close(theirs)
+    for text in (plain, on_terminal):
+        assert "RuntimeError" in text
+        assert "KEY-in-a-variable" not in text

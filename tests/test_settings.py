@@ -217,3 +217,9 @@ def test_true_is_no_number_and_the_listeners_need_a_port_each(tmp_path: Path) ->
     with pytest.raises(SettingsError, match="workers"):
         load(tmp_path / "c.toml", KEY)
     assert "admin_port" in refusal({**KEY, "BEACON_PROXY_PORT": "8001"})
+
+
+def test_a_host_of_other_letters_is_known_by_the_name_that_browsers_send() -> None:
+    """bücher.example is xn--bcher-kva.example in every Host header (RFC 3492)."""
+    found = load(None, {**KEY, "BEACON_PROXY_SITES__BOOKS__HOSTS": "bücher.example, *.Straße.example"})
+    assert list(found.collector().hosts) == ["xn--bcher-kva.example", "*.strasse.example"]
