@@ -141,3 +141,21 @@ def test_pipelined_requests_are_answered_in_their_order_whatever_way_they_go(ser
     statuses = [line.split(b" ")[1] for line in got.split(b"\r\n") if b"HTTP/1.1 " in line]
     assert statuses == [b"200", b"200", b"200", b"405", b"200", b"200", b"200"]
     assert {beacon["params"]["_n"] for beacon in sandbox.wait(6)} == {"1", "2", "3", "4", "5", "6"}
+
+
+def test_what_arrives_while_a_beacon_waits_is_read_in_its_order(serve: Serve, sandbox: SandboxProcess) -> None:
+    """Many requests in many small segments: none may overtake another, or be torn."""
+    proxy = serve()
+    n = 200
+    stream = b"".join(b"GET /e?_n=%d&_p=b HTTP/1.1\r\nHost: a\r\n\r\n" % i for i in range(n))
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=10) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for first in range(0, len(stream), 37):
+            connection.sendall(stream[first : first + 37])
+        got = b""
+        while got.count(b"\x01\x00;") < n:
+            chunk = connection.recv(65_536)
+            assert chunk, got[-300:]
+            got += chunk
+    assert got.count(b"HTTP/1.1 200 OK") == n
+    assert {beacon["params"]["_n"] for beacon in sandbox.wait(n)} == {str(i) for i in range(n)}

@@ -154,7 +154,7 @@ class BeaconProtocol(HttpToolsProtocol):
         elif self._held:
             held, self._held = self._held, b""
             self.transport.resume_reading()
-            self.loop.call_soon(self.data_received, held)
+            self.data_received(held)  # at once: what arrives next must not overtake it
 
     def shutdown(self) -> None:
         if self._pending:
