@@ -152,6 +152,8 @@ def test_enrichers_are_switched_and_renamed_by_settings() -> None:
     renamed = EnrichConfig(("client",), {"Browser": "UA", "Device Type": "", "Operating System": "_k"})
     found = filled(config=renamed, user_agent=CHROME)
     assert found == {"UA": "Chrome", "Browser Version": "126"}, "a reserved name is nobody's"
+    upper = EnrichConfig(("client",), {"BROWSER": "UA", "BROWSER VERSION": "", "DEVICE TYPE": "", "OPERATING SYSTEM": ""})
+    assert filled(config=upper, user_agent=CHROME) == {"UA": "Chrome"}, "names in the environment are upper case"
     with pytest.raises(EnricherError, match=r"'magic'.*page, search"):
         load(EnrichConfig(("magic",)))
 

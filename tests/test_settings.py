@@ -54,6 +54,8 @@ def test_lists_in_the_environment_are_comma_separated_and_presets_have_names() -
         ("TRUSTED_PROXIES", "everybody", "CIDRs"),
         ("MAX_BYTES", "lots", "10GiB"),
         ("SITES__SHOP__HOSTS", "not a host!", "names such as"),
+        ("RENAME", "Browser=UA", "BEACON_PROXY_RENAME__BROWSER=UA"),
+        ("RENAME__BROWSER", "_k", "none of the API's own"),
     ],
 )
 def test_a_wrong_value_names_the_setting_what_was_found_and_what_was_expected(name: str, value: str, expected: str) -> None:
@@ -133,6 +135,19 @@ def test_check_says_in_plain_words_what_a_configuration_will_do() -> None:
     assert "http://127.0.0.1:8000/x7/e" in done.stdout
     assert "not a power cut" in done.stdout
     assert "sekret" not in done.stdout + done.stderr
+
+
+def test_check_refuses_a_geo_database_that_is_none(tmp_path: Path) -> None:
+    """Else the forwarder would refuse to start, and only its log would say so."""
+    wrong = tmp_path / "places.mmdb"
+    for content in (None, b"not a database"):
+        if content:
+            wrong.write_bytes(content)
+        done = run("check", **KEY, BEACON_PROXY_GEO_DATABASE=str(wrong))
+        assert done.returncode == 2
+        assert "geo_database" in done.stderr
+        assert str(wrong) in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("command", ["check", "serve", "forward"])

@@ -1,13 +1,18 @@
 """`check`: a configuration in plain words."""
 
+from proxy.enrich import load
 from proxy.settings import Settings
 from proxy.spool import look_at
 
 
 def describe(settings: Settings) -> str:
-    """What the configuration will do. Raises SettingsError when a key is missing. No key is shown."""
+    """What the configuration will do; no key is shown.
+
+    Raises SettingsError when a key is missing, SpoolError or EnricherError for a directory or database that cannot be used.
+    """
     forwarder = settings.forwarder()
     look_at(settings.spool_config())
+    load(forwarder.enrich)
     base = f"http://{settings.host}:{settings.port}{settings.prefix}"
     lines = [
         f"Beacons are taken at {base}/e, /s and /a; collector processes: {settings.workers}.",

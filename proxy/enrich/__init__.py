@@ -76,7 +76,7 @@ class Enrichment:
 
     def __init__(self, enrichers: tuple[Enricher, ...], rename: Mapping[str, str] | None = None) -> None:
         self._enrichers = enrichers
-        self._rename = rename or {}
+        self._rename = {fold(name): to for name, to in (rename or {}).items()}  # environment variables are upper case
 
     def fill(self, beacon: Beacon, hit: Hit) -> dict[str, str]:
         """The beacon's properties with the blanks filled in. Only events are enriched; a set or an alias goes as it came."""
@@ -86,7 +86,7 @@ class Enrichment:
         taken = {fold(name) for name in properties}
         for enricher in self._enrichers:
             for name, value in enricher(beacon, hit).items():
-                name = self._rename.get(name, name)
+                name = self._rename.get(fold(name), name) if self._rename else name
                 if value and name and fold(name) not in taken and not _owned(name):
                     taken.add(fold(name))
                     properties[name] = value[:MAX_VALUE]

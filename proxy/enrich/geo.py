@@ -19,7 +19,7 @@ REMEMBERED = 16_384
 
 
 class Geo:
-    """The enricher. Raises OSError or ValueError for a file that is no such database."""
+    """The enricher. Raises ValueError for a file that is no such database."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -57,11 +57,15 @@ class Geo:
             pass  # half written, or gone: the one we have is good enough until the next look
 
     def _open(self) -> tuple[maxminddb.Reader, tuple[int, int, int]]:
-        stamp = _stamp(self._path)
         try:
+            stamp = _stamp(self._path)
             return maxminddb.open_database(self._path, maxminddb.MODE_MEMORY), stamp
-        except maxminddb.InvalidDatabaseError as error:
-            raise ValueError(f"geo_database: {self._path} is no MaxMind database: {error}") from None
+        except (OSError, maxminddb.InvalidDatabaseError) as error:
+            what = error.strerror if isinstance(error, OSError) else "no MaxMind database"
+            raise ValueError(
+                f"geo_database: found {self._path} ({what}); expected a readable file such as GeoLite2-City.mmdb: "
+                "put it there, or leave the setting out"
+            ) from None
 
 
 def _english(named: Any) -> Any:

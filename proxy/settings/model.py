@@ -98,7 +98,7 @@ class Settings(BaseModel):
     enrichers: Annotated[list[str], BeforeValidator(values.enrichers)] = Field(
         list(DEFAULT_ENRICHERS), description="What is filled in on events; see docs/enrichment.md."
     )
-    rename: dict[str, str] = Field(
+    rename: Annotated[dict[str, Annotated[str, BeforeValidator(values.property_name)]], BeforeValidator(values.rename)] = Field(
         {}, description="`[rename]`: an enricher's property name → the name to send; empty leaves it out."
     )
     bots: Literal["flag", "drop", "ignore"] = Field("flag", description="Robots: property `Bot`, dropped, or not looked at.")

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, SecretStr
 
-from proxy.beacon import reserved_name
+from proxy.beacon import plain_name, reserved_name
 from proxy.enrich import ENRICHERS, own_enrichers
 
 PRESETS = {
@@ -173,6 +173,18 @@ def enrichers(value: object) -> object:
         if name not in ENRICHERS and name not in own_enrichers():
             raise ValueError(f"{name!r} is no enricher; expected {', '.join(ENRICHERS)}, or one that an installed package brings")
     return names
+
+
+def rename(value: object) -> object:
+    if not isinstance(value, dict):
+        raise ValueError('expected a table: [rename] with lines such as Browser = "UA", or BEACON_PROXY_RENAME__BROWSER=UA')
+    return value
+
+
+def property_name(value: object) -> object:
+    if value and isinstance(value, str) and (reserved_name(value) or not plain_name(value)):
+        raise ValueError("expected the name of a property, such as UA, and none of the API's own")
+    return value
 
 
 Origins = Annotated[list[str], BeforeValidator(origins)]
