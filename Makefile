@@ -40,9 +40,12 @@ docs: setup ## Write the generated tables anew
 	$(RUN)python docs/generate.py
 
 .PHONY: bench
-bench: setup ## Measure against a bare server, in turn
-	$(RUN)python benchmarks/enrichment.py
-	$(RUN)python benchmarks/intake.py
+bench: setup ## Measure against a bare server, in turn (about 20 minutes; needs wrk and nginx)
+	$(RUN)python -m benchmarks --keep docs/measured/bench.json
+
+.PHONY: bench-smoke
+bench-smoke: setup ## The same for ten seconds: intake and forwarding, so that the benchmarks stay whole
+	$(RUN)python -m benchmarks --quick intake forwarding
 
 .PHONY: chaos
 chaos: setup ## Break it on purpose: 200 kills, a schedule of faults, a backlog of a million (about 20 minutes)

@@ -1,4 +1,4 @@
-"""The servers to compare with: the same uvicorn, the same GIF, nothing stored. `bare.py bare|starlette FD`"""
+"""The servers to compare with: the same uvicorn, the same GIF, nothing stored. `python -m benchmarks.bare bare|starlette FD`"""
 
 import asyncio
 import socket

@@ -1,174 +1,93 @@
-"""Intake: how many beacons a second one collector on one core answers, against servers that store nothing.
+"""Intake: how many beacons a second one collector on one core answers, against servers that store nothing or lose beacons.
 
-All lines run in turn (A B C A B C …) on one machine, the server on core 0 and the load (wrk) on core 1; what counts is the ratio
-to the bare server in the same round. Absolute figures are only context. Needs wrk (apt-get install wrk).
+All in turn (A B C A B C …), the server on one core and wrk on the other; what counts is the ratio in the same round.
 """
 
-import argparse
-import json
-import os
-import re
-import shutil
-import signal
-import socket
-import statistics
-import subprocess
-import sys
+import contextlib
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
-import msgspec
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+from benchmarks import stage
+from benchmarks.line import Effort, Line, ratios
+from benchmarks.load import BEACON, CONNECTIONS, wrk
 
-from proxy.collector.config import CollectorConfig
-from proxy.spool.port import SpoolConfig
-
-HERE = Path(__file__).parent
-BEACON = "/e?Product=Teapot&Price=24.50&_n=Viewed%20Product&_p=visitor%40example.com&_t=1700000000&_d=0"
-HEADERS = {
-    "Host": "shop.example",
-    "User-Agent": "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Safari/537.36",
-    "Accept": "image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8",
-    "Accept-Language": "en-US,en;q=0.9",
-    "Accept-Encoding": "gzip, deflate, br, zstd",
-    "Referer": "https://shop.example/teapots?utm_source=news&utm_medium=mail",
-    "Sec-Fetch-Dest": "image",
-    "Sec-Fetch-Mode": "no-cors",
-    "Sec-Fetch-Site": "same-origin",
-}
-CONNECTIONS = 64
-LINES = {
-    "bare": "bare uvicorn, the GIF and nothing else",
-    "starlette": "Starlette Route, the GIF and nothing stored",
-    "disk": "collector, durability=disk",
-    "os": "collector, durability=os",
-}
+Server = Callable[[Path], AbstractContextManager[int]]
+MIRROR = """
+upstream vendor {{ server {vendor}; keepalive 64; }}
+server {{
+  listen 127.0.0.1:{port} backlog=4096;
+  location / {{ mirror /mirrored; empty_gif; }}
+  location = /mirrored {{
+    internal; proxy_pass http://vendor/e?_k=key&$args; proxy_http_version 1.1; proxy_set_header Connection "";
+  }}
+}}
+"""
 
 
 @contextmanager
-def listener() -> Iterator[socket.socket]:
-    """A listening socket on a free port of 127.0.0.1, to be handed to the server."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen(2048)
-        yield listening
+def mirror(_: Path) -> Iterator[int]:
+    """nginx that answers by itself and sends a copy upstream, which is lost when the upstream is away."""
+    with stage.vendor() as vendor:
+        port = stage.free_port()
+        body = MIRROR.format(vendor=vendor.removeprefix("http://"), port=port)
+        with stage.nginx(body, stage.MEASURED, f"http://127.0.0.1:{port}{BEACON}"):
+            yield port
 
 
-@contextmanager
-def server(line: str, spool: Path) -> Iterator[int]:
-    """The server of that line on core 0; its port."""
-    with listener() as listening:
-        fd = listening.fileno()
-        if line in ("disk", "os"):
-            command = [sys.executable, "-m", "proxy.cli.child", "collector", str(fd)]
-            config = msgspec.json.encode(CollectorConfig(spool=SpoolConfig(f"sqlite:{spool}", line))) + b"\n"
-        else:
-            command, config = [sys.executable, str(HERE / "bare.py"), line, str(fd)], b"\n"
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, pass_fds=[fd], preexec_fn=lambda: os.sched_setaffinity(0, {0}), env=os.environ
-        )
-        assert process.stdin is not None
-        process.stdin.write(config)
-        process.stdin.flush()
-        try:
-            yield int(listening.getsockname()[1])
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            process.stdin.close()
+SERVERS: dict[str, Server] = {
+    "bare": lambda spool: stage.bare("bare"),
+    "os": lambda spool: stage.collectors(spool, "os"),
+    "disk": lambda spool: stage.collectors(spool, "disk"),
+    "starlette": lambda spool: stage.bare("starlette"),
+    "mirror": mirror,
+}
 
 
-def load(port: int, seconds: float) -> dict[str, Any]:
-    """One run of wrk on core 1."""
-    priority = ["chrt", "-f", "1"] if os.geteuid() == 0 and shutil.which("chrt") else []
-    command = [*priority, "taskset", "-c", "1", "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds:g}s", "--latency"]
-    for name, value in HEADERS.items():
-        command += ["-H", f"{name}: {value}"]
-    done = subprocess.run([*command, f"http://127.0.0.1:{port}{BEACON}"], capture_output=True, text=True, check=True)
-    text = done.stdout
-
-    def latency(percentile: int) -> float:
-        found = re.search(rf"{percentile}%\s+([\d.]+)(us|ms|s)", text)
-        return float(found[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[found[2]] if found else float("nan")
-
-    rate = re.search(r"Requests/sec:\s+([\d.]+)", text)
-    wrong = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
-    errors = re.search(r"Socket errors: (.*)", text)
-    return {
-        "per_second": float(rate[1]) if rate else 0.0,
-        "p50_ms": latency(50),
-        "p99_ms": latency(99),
-        "wrong": int(wrong[1]) if wrong else 0,
-        "errors": errors[1] if errors else "",
+def measure(effort: Effort, place: Path) -> Iterator[Line]:
+    """Five lines."""
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in SERVERS}
+    for _ in range(effort.rounds):
+        for name, server in SERVERS.items():
+            with tempfile.TemporaryDirectory(dir=place) as spool, server(Path(spool)) as port:
+                wrk(port, min(1.0, effort.seconds))
+                runs[name].append(wrk(port, effort.seconds))
+    rates = {name: [run["per_second"] for run in found] for name, found in runs.items()}
+    against = {
+        "bare": "bare uvicorn, the GIF and nothing stored",
+        "starlette": "Starlette Route, the GIF and nothing stored",
+        "mirror": "nginx mirror + empty_gif, which loses beacons",
     }
-
-
-def measure(lines: list[str], rounds: int, seconds: float, place: Path) -> dict[str, list[dict[str, Any]]]:
-    """All lines in turn, `rounds` times."""
-    results: dict[str, list[dict[str, Any]]] = {line: [] for line in lines}
-    for turn in track(range(rounds * len(lines)), description="measuring", console=Console(stderr=True)):
-        line = lines[turn % len(lines)]
-        with tempfile.TemporaryDirectory(dir=place, prefix=".bench-") as directory, server(line, Path(directory)) as port:
-            load(port, 1)
-            results[line].append(load(port, seconds))
-            time.sleep(0.2)
-    return results
-
-
-def spread(values: list[float], form: Callable[[float], str]) -> str:
-    """Median, least and greatest."""
-    return f"{form(statistics.median(values))} ({form(min(values))}–{form(max(values))})"
-
-
-def report(results: dict[str, list[dict[str, Any]]]) -> Table:
-    """The table."""
-    table = Table("line", "beacons/s", "ratio to bare", "p50 ms", "p99 ms", title=f"intake, one core, {CONNECTIONS} connections")
-    for line, runs in results.items():
-        ratio = "—"
-        if "bare" in results:
-            pairs = zip(runs, results["bare"], strict=True)
-            ratio = spread([run["per_second"] / bare["per_second"] for run, bare in pairs], "{:.2f}".format)
-        table.add_row(
-            LINES[line],
-            spread([run["per_second"] for run in runs], "{:,.0f}".format),
-            ratio,
-            spread([run["p50_ms"] for run in runs], "{:.2f}".format),
-            spread([run["p99_ms"] for run in runs], "{:.2f}".format),
+    for durability, other, reach in (
+        ("os", "bare", 0.75),
+        ("disk", "bare", 0.60),
+        ("disk", "starlette", 1.7),
+        ("disk", "mirror", 1.5),
+    ):
+        what = f"intake on one core, durability={durability}"
+        yield Line(
+            what,
+            against[other],
+            reach,
+            ratios(rates[durability], rates[other]),
+            context={durability: runs[durability], other: runs[other]},
         )
-    return table
 
 
-def main() -> int:
-    """Exit status 1 when any answer was not 200; never for a time."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each line (default 5)")
-    parser.add_argument("--seconds", type=float, default=4, help="seconds of load in each turn (default 4)")
-    parser.add_argument("--lines", default=",".join(LINES), help=f"which, comma-separated (default {','.join(LINES)})")
-    parser.add_argument("--spool-dir", type=Path, default=Path.cwd(), help="where spools are made; a real disk (default: here)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the raw results")
-    arguments = parser.parse_args()
-    lines = arguments.lines.split(",")
-    if unknown := set(lines) - set(LINES):
-        parser.error(f"--lines: found {', '.join(sorted(unknown))}; expected some of {', '.join(LINES)}")
-    if shutil.which("wrk") is None:
-        print("wrk is not on this machine: apt-get install wrk", file=sys.stderr)
-        return 2
-    results = measure(lines, arguments.rounds, arguments.seconds, arguments.spool_dir)
-    Console(width=130).print(report(results))
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": list(os.uname()), "results": results}, indent=1))
-    wrong = {line: [run for run in runs if run["wrong"] or run["errors"]] for line, runs in results.items()}
-    if any(wrong.values()):
-        print(f"NOT ALL ANSWERS WERE 200: {wrong}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def scaling(effort: Effort, place: Path) -> Iterator[Line]:
+    """Two collectors on two cores against one on one; the load takes its share of them, as it does of bare servers."""
+    both = [stage.MEASURED, stage.OTHER]
+    runs: dict[str, list[float]] = {name: [] for name in ("one", "two", "bare one", "bare two")}
+    for _ in range(effort.rounds):
+        for name, found in runs.items():
+            workers = both if name.endswith("two") else both[:1]
+            with contextlib.ExitStack() as stack:
+                spool = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=place)))
+                server = stage.bare("bare", workers) if "bare" in name else stage.collectors(spool, "disk", workers)
+                port = stack.enter_context(server)
+                wrk(port, min(1.0, effort.seconds))
+                found.append(wrk(port, effort.seconds, 2 * CONNECTIONS)["per_second"])
+    bare = Line("", "", 0, ratios(runs["bare two"], runs["bare one"])).spread()
+    against = f"one on one (two bare servers against one: {bare})"
+    yield Line("two collectors on two cores, which the load shares", against, 1.8, ratios(runs["two"], runs["one"]), context=runs)
