@@ -30,6 +30,9 @@ Serve = Callable[..., ProxyProcess]
         ({"honour_dnt": "true"}, {"dnt": "1"}, "dnt"),
         ({"opt_out_cookie": "no_tracking"}, {"cookie": "a=b; no_tracking=1"}, "opt_out"),
         ({"opt_out_cookie": "no_tracking"}, {"cookie": "no_tracking=0"}, None),
+        ({"opt_out_cookie": "no_tracking"}, {"cookie": "no_tracking="}, "opt_out"),
+        ({"opt_out_cookie": "no_tracking=1"}, {"cookie": 'no_tracking="1"'}, "opt_out"),
+        ({"consent_cookie": "consent"}, {"cookie": "consent="}, "no_consent"),
         ({"consent_cookie": "consent=yes"}, {}, "no_consent"),
         ({"consent_cookie": "consent=yes"}, {"cookie": "consent=no"}, "no_consent"),
         ({"consent_cookie": "consent=yes"}, {"cookie": "x=1; consent=yes"}, None),
@@ -218,6 +221,15 @@ def test_the_rate_limit_needs_bounded_memory_however_many_addresses_come() -> No
     assert limit.exceeded("0", 9_999) is False
     assert [limit.exceeded("a", 10_000) for _ in range(101)].count(True) == 1
     assert len(limit._counts) == 1
+
+
+def test_an_ipv6_network_counts_as_one_address() -> None:
+    """Else whoever has one has 2 to the 64 limits; and mapped IPv4 addresses are many customers, not one."""
+    limit = AddressLimit(60)
+    assert [limit.exceeded(f"2001:db8::{n:x}", 0) for n in range(20)].count(True) == 10
+    assert limit.exceeded("2001:db8:0:1::1", 0) is False
+    assert [limit.exceeded(f"::ffff:198.51.100.{n}", 0) for n in range(20)].count(True) == 0
+    assert limit.exceeded("no:address", 0) is False
 
 
 def test_outcomes_are_told_to_the_debug_token_alone(serve: Serve) -> None:

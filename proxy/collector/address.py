@@ -56,6 +56,14 @@ def truncated(address: str) -> str:
     return str(ipaddress.ip_network((found, 24 if found.version == 4 else 48), strict=False).network_address)
 
 
+def customer(address: str) -> str:
+    """Whom an address belongs to, for counting: an IPv6 address's /64 (the least anybody gets, RFC 6177), else itself."""
+    found = parse_address(address)
+    if found is None or found.version == 4:
+        return str(found or address)
+    return str(ipaddress.ip_network((found, 64), strict=False).network_address)
+
+
 def parse_address(text: str) -> Address | None:
     """An address as it stands in a forwarding header: with or without port, brackets, IPv4-mapped; None for anything else."""
     text = text.strip()

@@ -35,7 +35,7 @@ STORED = _start(200, GIF_HEADERS)
 NOT_STORED = _start(503, [*GIF_HEADERS, (b"retry-after", b"1")])
 UNREAD_BODY = _start(200, [*GIF_HEADERS, (b"connection", b"close")])
 WRONG_METHOD = _start(405, WRONG_METHOD_HEADERS)
-JOINED = {b"x-forwarded-for": b",", b"forwarded": b",", b"cookie": b"; "}
+JOINED = {b"x-forwarded-for": b",", b"forwarded": b",", b"cookie": b"; ", b"sec-gpc": b",", b"dnt": b","}
 PIXEL: Message = {"type": "http.response.body", "body": GIF}
 EMPTY: Message = {"type": "http.response.body", "body": b""}
 

@@ -1,4 +1,9 @@
-"""A limit of beacons per address and minute, in bounded memory however many addresses come."""
+"""A limit of beacons per address and minute, in bounded memory however many addresses come.
+
+An IPv6 customer has at least a /64 (RFC 6177), so that is what counts there as one address.
+"""
+
+from proxy.collector.address import customer
 
 WINDOW_MS = 10_000
 MAX_ADDRESSES = 50_000
@@ -18,6 +23,8 @@ class AddressLimit:
         window = now_ms // WINDOW_MS
         if window != self._window:
             self._window, self._counts = window, {}
+        if ":" in address:
+            address = customer(address)
         counts = self._counts
         n = counts.get(address, 0) + 1
         if n > 1 or len(counts) < MAX_ADDRESSES:
