@@ -1,9 +1,11 @@
 """`dead list|replay|discard`, as an operator uses them while everything runs."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -103,3 +105,17 @@ def test_mistakes_are_told_with_what_was_expected(serve: Serve, arguments: list[
 def test_nothing_dead_is_said_in_words(serve: Serve) -> None:
     """Also with no spool at all."""
     assert dead(serve(), "list").stdout == "No dead letters.\n"
+
+
+def test_a_look_at_a_spool_that_is_not_there_says_so(tmp_path: Path) -> None:
+    """Else whoever stands in the wrong directory believes that nothing is dead."""
+    environment = {**os.environ, "BEACON_PROXY_SPOOL": f"sqlite:{tmp_path}/elsewhere"}
+    for command in (["dead", "list", "--json"], ["status", "--json"]):
+        seen = subprocess.run(
+            [sys.executable, "-m", "proxy", *command], env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert (seen.returncode, "there is no spool yet" in seen.stderr, f"{tmp_path}/elsewhere" in seen.stderr) == (
+            0,
+            True,
+            True,
+        )

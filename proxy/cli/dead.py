@@ -10,9 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from proxy import settings
 from proxy.beacon import parameters
-from proxy.cli.options import ConfigOption
+from proxy.cli.options import ConfigOption, existing_spool
 from proxy.outcome import Ending, Outcome
 from proxy.spool import open_dead_letters
 from proxy.spool.port import DeadFilter, DeadLetter, DeadLetters
@@ -124,7 +123,7 @@ def discard(
 
 
 def _open(config: Any) -> DeadLetters:
-    return open_dead_letters(settings.load(config).spool_config())
+    return open_dead_letters(existing_spool(config))
 
 
 def _filter(ids: list[str] | None, reason: str | None, site: str, older: float | None, newer: float | None) -> DeadFilter:

@@ -9,7 +9,7 @@ import typer
 
 from proxy import __version__, settings
 from proxy.cli import dead
-from proxy.cli.options import ConfigOption
+from proxy.cli.options import ConfigOption, existing_spool
 from proxy.enrich import EnricherError
 from proxy.spool.port import SpoolError
 
@@ -124,7 +124,7 @@ def status(
     """
     from proxy.admin.summary import read, render
 
-    found = read(settings.load(config).spool_config())
+    found = read(existing_spool(config))
     print(json.dumps(found) if as_json else render(found))
 
 

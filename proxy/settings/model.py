@@ -90,7 +90,9 @@ class Settings(BaseModel):
         "allow", description="Where there is an allow-list: what to do with a request that names no page."
     )
     rate_limit: int = Field(
-        0, ge=0, description="Most beacons of one address (of one /64 with IPv6) in a minute, for each collector process; 0: no limit."
+        0,
+        ge=0,
+        description="Most beacons of one address (IPv6: one /64) in a minute, for each collector process; 0: no limit.",
     )
     debug_token: SecretStr | None = Field(
         None, description="Secret: a request that bears it as `X-Beacon-Debug` is told its outcome in `X-Beacon-Outcome`."

@@ -1,5 +1,7 @@
 """Where hits wait. The port is port.py; this is the one place where an adapter is chosen."""
 
+from pathlib import Path
+
 from proxy.spool.memory import MemorySpool
 from proxy.spool.port import DeadLetters, Intake, Ledger, Outlet, SpoolConfig, SpoolError
 from proxy.spool.sqlite.dead import SqliteDeadLetters
@@ -15,6 +17,12 @@ def prepare(config: SpoolConfig) -> None:
     scheme, place = _split(config)
     if scheme != "memory":
         prepare_directory(place)
+
+
+def begun(config: SpoolConfig) -> bool:
+    """Whether anything was ever stored there. A look from the wrong directory sees an empty spool, not the right one."""
+    scheme, place = _split(config)
+    return scheme == "memory" or Path(place).exists()
 
 
 def look_at(config: SpoolConfig) -> None:
