@@ -15,10 +15,17 @@ QUERY = BEACON.partition("?")[2]
 
 
 def hit(n: int) -> Hit:
-    """The load's beacon, each with a time of its own."""
-    agent, referer, language = HEADERS["User-Agent"], HEADERS["Referer"], HEADERS["Accept-Language"]
-    query = QUERY.replace("1700000000", str(1_700_000_000 + n)).encode()
-    return Hit("e", query, b"", "default", "shop.example", "127.0.0.1", agent, referer, language, 1_700_000_000_000 + n)
+    """The load's beacon, but each from a visitor and at a time of its own; pages and browsers follow Zipf's law, as they do."""
+    time_s, page, version = 1_700_000_000 + n, int(2_000 ** chance(n)), int(200 ** chance(n + 1))
+    query = f"_n=Viewed+Product&Product=Teapot+{page}&Price=24.5&_p=visitor{n}%40example.com&_t={time_s}&_d=1".encode()
+    agent = HEADERS["User-Agent"].replace("Chrome/", f"Chrome/{version}")
+    referer, language = f"{HEADERS['Referer']}&id={page}", HEADERS["Accept-Language"]
+    return Hit("e", query, b"", "default", "shop.example", "127.0.0.1", agent, referer, language, time_s * 1000)
+
+
+def chance(n: int) -> float:
+    """Below 1, evenly spread, and the same for the same n (Knuth's multiplicative hash)."""
+    return (n * 2_654_435_761 + n * n * 40_503) % 2**32 / 2**32
 
 
 async def append_all(spool: Path, n: int, durability: str = "os", together: int = 64) -> None:

@@ -8,6 +8,7 @@ import re
 import string
 import unicodedata
 from collections.abc import Iterator
+from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -26,6 +27,8 @@ EARLIEST_S = 1_230_768_000
 FUTURE_MS = 3_600_000
 """A client's clock may be this far ahead of ours."""
 
+KNOWN_BYTES = 128
+"""Longest raw name that is remembered, so that what is remembered stays small."""
 RESERVED = frozenset({"_k", "_p", "_n", "_t", "_d"})
 _TIMESTAMP = re.compile(r"\d{1,15}(\.\d{1,9})?")
 _PHP_UNDERSCORE = str.maketrans(". [", "___")
@@ -45,21 +48,30 @@ class Beacon(msgspec.Struct, frozen=True):
     trimmed: bool
     """Something was shortened or left out to keep the API's limits."""
 
+    def property(self, folded: str) -> str:
+        """The value of the property with that folded name; "" if there is none."""
+        for name, value in self.properties.items():
+            if len(name) == len(folded) and fold(name) == folded:
+                return value
+        return ""
+
 
 def parse(hit: Hit) -> Beacon | Outcome:
     """Read the hit's parameters. The last of several same-named parameters wins, as property names upstream ignore case."""
     reserved: dict[str, str] = {}
     properties: dict[str, tuple[str, str]] = {}
     trimmed = False
-    for name, value in parameters(hit):
-        owned = reserved_name(name)
+    for raw_name, raw_value in _pairs(hit):
+        name, owned, folded = (_known_name if len(raw_name) <= KNOWN_BYTES else _name)(raw_name)
+        if not name:
+            continue
+        value = _text(raw_value)
         if owned is not None:
             if owned == name:
                 reserved[name] = value
             continue
         if len(name) > MAX_NAME or len(value) > MAX_VALUE:
             name, value, trimmed = name[:MAX_NAME], value[:MAX_VALUE], True
-        folded = fold(name)
         if folded in properties or len(properties) < MAX_PROPERTIES:
             properties.pop(folded, None)
             properties[folded] = (name, value)
@@ -99,21 +111,31 @@ def parameters(hit: Hit) -> Iterator[tuple[str, str]]:
     "+" is a space; an invalid escape stays as it is; invalid UTF-8 becomes U+FFFD; empty pairs are skipped. A fragment without
     "=" (a "&" that leaked out of a value) is a name with an empty value, which is what the vendor itself would read.
     """
-    for source in (hit.query, hit.body.rstrip(b"\r\n")):
-        for pair in source.split(b"&"):
+    for raw_name, raw_value in _pairs(hit):
+        if name := _text(raw_name):
+            yield name, _text(raw_value)
+
+
+def _pairs(hit: Hit) -> Iterator[tuple[bytes, bytes]]:
+    for source in (hit.query, hit.body.rstrip(b"\r\n")) if hit.body else (hit.query,):
+        for pair in source.replace(b"+", b" ").split(b"&"):
             if pair:
-                raw_name, _, raw_value = pair.partition(b"=")
-                name = _text(raw_name)
-                if name:
-                    yield name, _text(raw_value)
+                name, _, value = pair.partition(b"=")
+                yield name, value
+
+
+def _name(raw: bytes) -> tuple[str, str | None, str]:
+    """A parameter's name, the server-owned name it could pass for, and its folded form."""
+    name = _text(raw)
+    return name, reserved_name(name), fold(name[:MAX_NAME])
+
+
+_known_name = lru_cache(2048)(_name)
+"""A site has a few names and sends them all day."""
 
 
 def _text(raw: bytes) -> str:
-    if b"+" in raw:
-        raw = raw.replace(b"+", b" ")
-    if b"%" in raw:
-        raw = unquote_to_bytes(raw)
-    return raw.decode("utf-8", "replace")
+    return (unquote_to_bytes(raw) if b"%" in raw else raw).decode("utf-8", "replace")
 
 
 def reserved_name(name: str) -> str | None:
@@ -140,6 +162,7 @@ def plain_name(name: str) -> str:
     return "".join(c for c in plain if c == "_" or c.isalnum())
 
 
+@lru_cache(2048)
 def fold(name: str) -> str:
     """The form under which the vendor takes two property names for the same: case ignored, "," and ":" are spaces."""
     return name.replace(",", " ").replace(":", " ").casefold()

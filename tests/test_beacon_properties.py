@@ -11,6 +11,7 @@ from proxy.enrich import load
 from proxy.enrich.config import EnrichConfig
 from proxy.forward.config import ForwarderConfig, Site
 from proxy.forward.forwarder import Prepared, prepare
+from proxy.forward.sign import escape
 from proxy.hit import KINDS, Hit, decode, encode
 from proxy.outcome import Outcome
 from proxy.spool.port import SpoolConfig
@@ -116,3 +117,8 @@ def test_enrichment_only_fills_blanks(hit: Hit) -> None:
 @given(st.text(max_size=60), st.integers(0, 4_000_000_000_000))
 def test_any_retry_after_is_a_wait_of_at_most_an_hour(header: str, now_ms: int) -> None:
     assert 0 <= retry_after_ms(header, now_ms) <= 3_600_000
+
+
+@given(st.text())
+def test_escaping_is_what_the_standard_library_does(text: str) -> None:
+    assert escape(text) == quote(text, safe="", errors="replace")

@@ -86,9 +86,10 @@ class Enrichment:
         taken = {fold(name) for name in properties}
         for enricher in self._enrichers:
             for name, value in enricher(beacon, hit).items():
-                name = self._rename.get(fold(name), name) if self._rename else name
-                if value and name and fold(name) not in taken and not _owned(name):
-                    taken.add(fold(name))
+                if self._rename:
+                    name = self._rename.get(fold(name), name)
+                if value and name and (folded := fold(name)) not in taken and not _owned(name):
+                    taken.add(folded)
                     properties[name] = value[:MAX_VALUE]
         return properties
 

@@ -3,9 +3,10 @@
 `clicks` does the same for the advertisers' click ids, which name a single click and thereby a person: off by default.
 """
 
+from functools import lru_cache
 from urllib.parse import parse_qsl, urlsplit
 
-from proxy.beacon import Beacon, fold
+from proxy.beacon import Beacon
 from proxy.hit import Hit
 
 NAMES = {
@@ -36,24 +37,28 @@ CLICK_IDS = {
 }
 """Of Google, Meta, Microsoft, TikTok, X, LinkedIn, Yandex, Pinterest, Reddit; sent under their own names."""
 
+BY_HINT = {"utm_": NAMES, "=": CLICK_IDS}
+"""What an address must have to be worth a second look → the parameters looked for."""
+
 
 def campaign(beacon: Beacon, hit: Hit) -> dict[str, str]:
     """The utm parameters of the page: of the `URL` the page itself sent, else of the Referer header. The first of each counts."""
-    return _from_page(beacon, hit, NAMES, "utm_")
+    return _from_page(beacon, hit, "utm_")
 
 
 def clicks(beacon: Beacon, hit: Hit) -> dict[str, str]:
     """The click ids of the page's address."""
-    return _from_page(beacon, hit, CLICK_IDS, "=")
+    return _from_page(beacon, hit, "=")
 
 
-def _from_page(beacon: Beacon, hit: Hit, names: dict[str, str], hint: str) -> dict[str, str]:
-    url = hit.referer
-    for name, value in beacon.properties.items():
-        if len(name) == 3 and fold(name) == "url":
-            url = value
-    if hint not in url.lower():
-        return {}
+def _from_page(beacon: Beacon, hit: Hit, hint: str) -> dict[str, str]:
+    url = beacon.property("url") or hit.referer
+    return _from_address(url, hint) if hint in url.lower() else {}
+
+
+@lru_cache(2048)
+def _from_address(url: str, hint: str) -> dict[str, str]:
+    names = BY_HINT[hint]
     try:
         pairs = parse_qsl(urlsplit(url).query, max_num_fields=100)
     except ValueError:

@@ -4,6 +4,7 @@ A browser names the page in the Referer header of the image request. If that pag
 (a link in a mail, a partner's page), the other site is also what referred the visitor to us.
 """
 
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from proxy.beacon import Beacon
@@ -12,15 +13,17 @@ from proxy.hit import Hit
 
 def page(beacon: Beacon, hit: Hit) -> dict[str, str]:
     """`URL` and, from a foreign page, `Referrer`; nothing when the header is missing or not an http(s) address."""
-    url = hit.referer
-    if not url.startswith(("http://", "https://")):
-        return {}
+    return _page(hit.referer, hit.host) if hit.referer.startswith(("http://", "https://")) else {}
+
+
+@lru_cache(2048)
+def _page(url: str, beacon_host: str) -> dict[str, str]:
     try:
         host = urlsplit(url).hostname or ""
     except ValueError:
         return {}
     found = {"URL": url}
-    own = (hit.host if hit.host.endswith("]") else hit.host.rsplit(":", 1)[0]).strip("[]").lower()
+    own = (beacon_host if beacon_host.endswith("]") else beacon_host.rsplit(":", 1)[0]).strip("[]").lower()
     if host and own and not same_site(host, own):
         found["Referrer"] = url
     return found

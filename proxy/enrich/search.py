@@ -1,8 +1,9 @@
 """Where the visitor came from: the referring domain, and the search engine if it is one."""
 
+from functools import lru_cache
 from urllib.parse import parse_qsl, urlsplit
 
-from proxy.beacon import Beacon, fold
+from proxy.beacon import Beacon
 from proxy.enrich.page import page
 from proxy.hit import Hit
 
@@ -45,10 +46,12 @@ SUBDOMAINS = {
 
 def search(beacon: Beacon, hit: Hit) -> dict[str, str]:
     """`Referring Domain`, `Search Engine`, `Search Terms`: of the `Referrer` the page sent, else of a foreign Referer."""
-    referrer = next((value for name, value in beacon.properties.items() if fold(name) == "referrer"), "")
-    referrer = referrer or page(beacon, hit).get("Referrer", "")
-    if not referrer.startswith(("http://", "https://")):
-        return {}
+    referrer = beacon.property("referrer") or page(beacon, hit).get("Referrer", "")
+    return _search(referrer) if referrer.startswith(("http://", "https://")) else {}
+
+
+@lru_cache(2048)
+def _search(referrer: str) -> dict[str, str]:
     try:
         parts = urlsplit(referrer)
         host = (parts.hostname or "").removeprefix("www.")
