@@ -76,7 +76,7 @@ class SqliteDeadLetters:
                 progress(len(rows))
         return taken
 
-    def _lanes(self, wanted: DeadFilter) -> "Iterator[tuple[str, sqlite3.Connection, str, tuple[object, ...]]]":
+    def _lanes(self, wanted: DeadFilter) -> "Iterator[tuple[str, file.Connection, str, tuple[object, ...]]]":
         """Each lane's name and connection, with the filter as SQL."""
         for path in file.lane_files(self._directory):
             lane = path.stem

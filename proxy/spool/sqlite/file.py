@@ -10,7 +10,7 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -28,10 +28,18 @@ CREATE TABLE ledger (site TEXT NOT NULL, name TEXT NOT NULL, n INTEGER NOT NULL,
 """
 TALLY = "INSERT INTO ledger VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET n = n + excluded.n"
 BUSY_S = 5.0
+LOCK_POLL_S = 0.0001
+"""Between two looks for the write lock."""
 RESERVE_BYTES = 16 * 1024**2
 """At most; on a small file system a sixteenth of it."""
 PAGE_BYTES = 4096
 ASIDE = ".corrupt-"
+
+
+class Connection(sqlite3.Connection):
+    """A connection that knows how long it may wait for others."""
+
+    busy_s = BUSY_S
 
 
 class NotALane(sqlite3.DatabaseError):
@@ -56,11 +64,21 @@ def create_file(path: Path) -> None:
     sync_directory(path.parent)
 
 
-def open_file(path: Path, *, durability: str = "os", busy_s: float = BUSY_S) -> sqlite3.Connection:
-    """Open a lane's file. Raises SpoolError for a file of a newer schema, sqlite3.Error for one that cannot be read."""
+def open_file(path: Path, *, durability: str = "os", busy_s: float = BUSY_S, polls: bool = False) -> Connection:
+    """Open a lane's file. Raises SpoolError for a file of a newer schema, sqlite3.Error for one that cannot be read.
+
+    `busy_s`: how long to wait for others. `polls`: wait for the write lock by looking for it often, since whoever holds it needs
+    less than a millisecond, and SQLite's own wait sleeps 1, 2, 5, 10 … ms.
+    """
     db = sqlite3.connect(
-        f"file:{quote(str(path))}?mode=rw", uri=True, isolation_level=None, check_same_thread=False, timeout=busy_s
+        f"file:{quote(str(path))}?mode=rw",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        timeout=busy_s,
+        factory=Connection,
     )
+    db.busy_s = busy_s
     try:
         db.execute(f"PRAGMA synchronous = {'FULL' if durability == 'disk' else 'NORMAL'}")
         log_bytes = reserve_bytes(path.parent) // 2  # a log that can be brought into the file with the reserve's room alone
@@ -74,6 +92,8 @@ def open_file(path: Path, *, durability: str = "os", busy_s: float = BUSY_S) -> 
                 f"{path} has spool schema {version}, and this version of beacon-proxy knows schemas up to {SCHEMA_VERSION}: "
                 "it was written by a newer version. Run that version, or let it drain the spool first."
             )
+        if polls:
+            db.execute("PRAGMA busy_timeout = 0")
     except BaseException:
         db.close()
         raise
@@ -95,9 +115,9 @@ def inode(path: Path) -> tuple[int, int] | None:
 
 
 @contextlib.contextmanager
-def transaction(db: sqlite3.Connection) -> Iterator[None]:
+def transaction(db: Connection) -> Iterator[None]:
     """BEGIN IMMEDIATE … COMMIT, or ROLLBACK on any exception."""
-    db.execute("BEGIN IMMEDIATE")
+    write(db, "BEGIN IMMEDIATE")
     try:
         yield
         db.execute("COMMIT")
@@ -107,10 +127,28 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
+def write(db: Connection, statement: str, parameters: Sequence[object] = ()) -> None:
+    """Execute a statement that takes the lane's write lock. Raises sqlite3.OperationalError if it cannot be had within busy_s."""
+    began = time.monotonic()
+    while True:
+        try:
+            db.execute(statement, parameters)
+            return
+        except sqlite3.OperationalError as error:
+            if not is_busy(error) or time.monotonic() - began > db.busy_s:
+                raise
+        time.sleep(LOCK_POLL_S)
+
+
 def is_corrupt(error: Exception) -> bool:
     """Whether the file itself is damaged, so that no waiting helps."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def is_busy(error: Exception) -> bool:
+    """Whether another connection has the lane's lock."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def is_passing(error: Exception) -> bool:

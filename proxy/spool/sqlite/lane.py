@@ -38,7 +38,7 @@ class Lane:
         self._others_bytes = 0
         self._look_bytes = self._unlooked_bytes = min(LOOK_BYTES, config.max_bytes // 64)
         self._looked = self._tried = -1e9
-        self._db: sqlite3.Connection | None = None
+        self._db: file.Connection | None = None
         self._lock: int | None = None
         self._inode: tuple[int, int] | None = None
         self._trouble = ""
@@ -93,7 +93,7 @@ class Lane:
             log.warning("storing again", lane=str(self.path), after=self._trouble)
             self._trouble = ""
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self) -> file.Connection:
         """Take a lane. The directory is not made anew: a mount that is gone must not be mistaken for an empty one."""
         self._tried = time.monotonic()
         number = 0
@@ -103,7 +103,7 @@ class Lane:
         try:
             if not self.path.exists():
                 file.create_file(self.path)
-            self._db = file.open_file(self.path, durability=self._durability)
+            self._db = file.open_file(self.path, durability=self._durability, polls=True)
             self._inode = file.inode(self.path)
         except BaseException as error:
             if isinstance(error, sqlite3.Error) and file.is_corrupt(error):

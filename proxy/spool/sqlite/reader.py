@@ -2,7 +2,7 @@
 
 import contextlib
 import sqlite3
-from collections import Counter
+import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,6 @@ from proxy import hit as hits
 from proxy.delivery import Final, Retry
 from proxy.hit import Hit
 from proxy.outcome import Ending, Outcome
-from proxy.spool.group import Counts
 from proxy.spool.port import TRIMMED, Claim, Settlement
 from proxy.spool.sqlite import file
 
@@ -21,6 +20,8 @@ BUSY_S = 0.25
 """A lane that is locked longer rests, so that it does not hold up the others."""
 FARTHEST_DUE_MS = 2 * 3_600_000
 """No verdict puts a hit off for longer, so a later due time is the work of a clock that jumped: it is due now."""
+TOGETHER, GAP_S = 128, 0.0005
+"""Settlements of one transaction, and the pause before the next: the collector looks for the lock every LOCK_POLL_S."""
 LOOKS = 8
 """How many rounds of fresh hits one claim looks through for hits of open sites."""
 NOBODY = Hit("", b"", b"", hits.DEFAULT_SITE, "", "", "", "", "", 0)
@@ -34,6 +35,38 @@ class Ticket(NamedTuple):
     waiting: bool
 
 
+class _Kind(NamedTuple):
+    """What settlements that are written together have in common. `outcome` None: retry."""
+
+    waiting: bool
+    site: str
+    outcome: Outcome | None
+    trimmed: bool
+
+
+_ID, _ATTEMPTS, _WHEN, _ANSWER = (f"json_extract(one.value, '$[{n}]')" for n in range(4))
+POSTPONE = f"""UPDATE waiting SET attempts = {_ATTEMPTS}, due_ms = {_WHEN} FROM json_each(?) AS one WHERE waiting.id = {_ID}"""
+SETTLING = "".join(
+    f"""
+CREATE TEMP VIEW settling_{table} AS
+    SELECT NULL AS site, NULL AS target, NULL AS outcome, NULL AS names, NULL AS batch;
+CREATE TEMP TRIGGER settle_{table} INSTEAD OF INSERT ON settling_{table} BEGIN
+    INSERT OR IGNORE INTO waiting SELECT had.id, NEW.site, {_WHEN}, {_ATTEMPTS}, had.hit
+        FROM json_each(NEW.batch) AS one CROSS JOIN {table} AS had ON had.id = {_ID} WHERE NEW.target = 'waiting';
+    INSERT OR IGNORE INTO dead SELECT had.id, NEW.site, NEW.outcome, {_ANSWER}, {_ATTEMPTS}, {_WHEN}, had.hit
+        FROM json_each(NEW.batch) AS one CROSS JOIN {table} AS had ON had.id = {_ID} WHERE NEW.target = 'dead';
+    DELETE FROM {table} WHERE id IN (SELECT {_ID} FROM json_each(NEW.batch) AS one);
+    INSERT INTO ledger SELECT NEW.site, name.value, changes() FROM json_each(NEW.names) AS name WHERE changes() > 0
+        ON CONFLICT DO UPDATE SET n = n + excluded.n;
+END;
+"""
+    for table in ("fresh", "waiting")
+)
+"""One statement settles a batch and counts it, in a transaction of its own. Between two statements the interpreter's lock would
+be given away and waited for, with the lane locked and the collector waiting."""
+SETTLE = {table: f"INSERT INTO settling_{table} VALUES (?, ?, ?, ?, ?)" for table in ("fresh", "waiting")}
+
+
 class LaneReader:
     """Remembers what is in flight, and what is still to be settled. Methods raise sqlite3.Error, and can be called again."""
 
@@ -41,7 +74,8 @@ class LaneReader:
         self.path = path
         self.inode = file.inode(path)
         # An unsynced settlement is at worst a resend, which is byte-identical.
-        self.db = file.open_file(path, durability="os", busy_s=BUSY_S)
+        self.db = file.open_file(path, durability="os", busy_s=BUSY_S, polls=True)
+        self.db.executescript(SETTLING)
         self.identity = file.identity(self.db)
         self._last_fresh = 0
         self._in_flight: set[int] = set()
@@ -73,16 +107,31 @@ class LaneReader:
         self._unsettled += settlements
 
     def flush(self, now_ms: int) -> None:
-        """Write all that is to be settled in one transaction, or, when it fails, none of it yet."""
-        if not self._unsettled:
-            return
-        counts: Counts = Counter()
-        with file.transaction(self.db):
-            for settlement in self._unsettled:
-                self._settle_one(settlement, now_ms, counts)
-            self.db.executemany(file.TALLY, [(site, name, n) for (site, name), n in counts.items()])
-        self._in_flight.difference_update(s.claim.ticket.id for s in self._unsettled if s.claim.ticket.waiting)
-        self._unsettled.clear()
+        """Write all that is to be settled. When a transaction fails, what is in it and after it stays to be written.
+
+        Transactions are short and leave gaps, since the collector's wait for the lane is the visitor's wait for the GIF.
+        """
+        while self._unsettled:
+            some = self._unsettled[:TOGETHER]
+            self._write(some, now_ms)
+            self._in_flight.difference_update(s.claim.ticket.id for s in some if s.claim.ticket.waiting)
+            del self._unsettled[:TOGETHER]
+            if self._unsettled:
+                time.sleep(GAP_S)
+
+    def _write(self, settlements: Sequence[Settlement], now_ms: int) -> None:
+        """One transaction for each kind of settlement, however many hits it settles. Written twice, one has no second effect."""
+        batches: dict[_Kind, list[tuple[int, int, int, str]]] = {}
+        for (ticket, hit, attempt), verdict in settlements:
+            if isinstance(verdict, Retry):
+                kind = _Kind(ticket.waiting, hit.site, None, False)
+                attempts = attempt if verdict.counted else attempt - 1
+                batches.setdefault(kind, []).append((ticket.id, attempts, verdict.due_ms, ""))
+            else:
+                kind = _Kind(ticket.waiting, hit.site, verdict.outcome, verdict.trimmed)
+                batches.setdefault(kind, []).append((ticket.id, attempt, now_ms, verdict.answer))
+        for kind, batch in batches.items():
+            self._settle(kind, msgspec.json.encode(batch).decode())
 
     def mend_due_times(self, now_ms: int) -> None:
         """What is due absurdly late is due now: the clock was wrong when that was decided, or is right again only now."""
@@ -145,29 +194,15 @@ class LaneReader:
             row = self.db.execute("SELECT min(site) FROM waiting WHERE site > ?", (row[0],)).fetchone()
         return sites
 
-    def _settle_one(self, settlement: Settlement, now_ms: int, counts: Counts) -> None:
-        (ticket, hit, attempt), verdict = settlement
-        execute = self.db.execute
-        table = "waiting" if ticket.waiting else "fresh"
-        if isinstance(verdict, Retry):
-            attempts = attempt if verdict.counted else attempt - 1
-            if ticket.waiting:
-                execute("UPDATE waiting SET due_ms = ?, attempts = ? WHERE id = ?", (verdict.due_ms, attempts, ticket.id))
-                return
-            execute(
-                "INSERT OR IGNORE INTO waiting SELECT id, ?, ?, ?, hit FROM fresh WHERE id = ?",
-                (hit.site, verdict.due_ms, attempts, ticket.id),
-            )
-        elif verdict.outcome.ending is Ending.DEAD:
-            execute(
-                f"INSERT OR IGNORE INTO dead SELECT id, ?, ?, ?, ?, ?, hit FROM {table} WHERE id = ?",
-                (hit.site, verdict.outcome.value, verdict.answer, attempt, now_ms, ticket.id),
-            )
-        gone = execute(f"DELETE FROM {table} WHERE id = ?", (ticket.id,)).rowcount
-        if gone and isinstance(verdict, Final):
-            counts[hit.site, verdict.outcome.value] += 1
-            if verdict.trimmed:
-                counts[hit.site, TRIMMED] += 1
+    def _settle(self, kind: _Kind, batch: str) -> None:
+        """A JSON array of [id, attempts, due or died at, answer], all of one kind."""
+        table, outcome = "waiting" if kind.waiting else "fresh", kind.outcome
+        if outcome is None and kind.waiting:
+            file.write(self.db, POSTPONE, (batch,))
+            return
+        target = "waiting" if outcome is None else "dead" if outcome.ending is Ending.DEAD else ""
+        names = [] if outcome is None else [outcome, TRIMMED] if kind.trimmed else [outcome]
+        file.write(self.db, SETTLE[table], (kind.site, target, outcome, msgspec.json.encode(names).decode(), batch))
 
 
 def _read(blob: bytes) -> Hit:
