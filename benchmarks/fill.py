@@ -1,6 +1,7 @@
 """A spool with many hits in it, made quickly: a few come the ordinary way, and the file doubles them."""
 
 import asyncio
+import os
 from contextlib import closing
 from pathlib import Path
 
@@ -49,3 +50,4 @@ def fill(spool: Path, n: int) -> None:
                 db.execute("INSERT INTO fresh (hit) SELECT hit FROM fresh ORDER BY id LIMIT ?", (more,))
                 db.execute(file.TALLY, ("default", RECEIVED, more))
             filled += more
+    os.sync()  # or the disk would still be writing it while something else is measured

@@ -12,7 +12,6 @@ from pathlib import Path
 from benchmarks import stage
 from benchmarks.fill import QUERY, fill
 from benchmarks.line import Effort, Line, ratios
-from proxy.enrich import DEFAULT
 from proxy.spool import ledger_of
 from proxy.spool.port import SpoolConfig
 
@@ -26,7 +25,7 @@ def forwarded(spool: Path, upstream: str, beacons: int) -> float:
     config = SpoolConfig(f"sqlite:{spool}")
     began = at = 0.0
     first = left = beacons
-    with stage.forwarder(spool, upstream, IN_FLIGHT, DEFAULT):
+    with stage.forwarder(spool, upstream, concurrency=IN_FLIGHT):
         deadline = time.monotonic() + 120
         while left > beacons // 10:
             time.sleep(0.05)

@@ -4,6 +4,7 @@ All in turn (A B C A B C …), the server on one core and wrk on the other; what
 """
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -76,9 +77,14 @@ def measure(effort: Effort, place: Path) -> Iterator[Line]:
 
 
 def scaling(effort: Effort, place: Path) -> Iterator[Line]:
-    """Two collectors on two cores against one on one; the load takes its share of them, as it does of bare servers."""
+    """Two collectors on two cores against one on one.
+
+    Where there are but two cores the load takes its share of them, as it does of bare servers: so also what two could do with a
+    load from elsewhere, told by the processor time that a beacon costs a collector.
+    """
     both = [stage.MEASURED, stage.OTHER]
     runs: dict[str, list[float]] = {name: [] for name in ("one", "two", "bare one", "bare two")}
+    cost_us: dict[str, list[float]] = {"one": [], "two": []}
     for _ in range(effort.rounds):
         for name, found in runs.items():
             workers = both if name.endswith("two") else both[:1]
@@ -87,7 +93,18 @@ def scaling(effort: Effort, place: Path) -> Iterator[Line]:
                 server = stage.bare("bare", workers) if "bare" in name else stage.collectors(spool, "disk", workers)
                 port = stack.enter_context(server)
                 wrk(port, min(1.0, effort.seconds))
+                pids = stage.processes(os.getpid(), "collector")
+                before = stage.processor_s(pids)
                 found.append(wrk(port, effort.seconds, 2 * CONNECTIONS)["per_second"])
+                if name in cost_us:
+                    cost_us[name].append((stage.processor_s(pids) - before) / (found[-1] * effort.seconds) * 1e6)
     bare = Line("", "", 0, ratios(runs["bare two"], runs["bare one"])).spread()
     against = f"one on one (two bare servers against one: {bare})"
     yield Line("two collectors on two cores, which the load shares", against, 1.8, ratios(runs["two"], runs["one"]), context=runs)
+    yield Line(
+        "two collectors, by the processor time a beacon costs",
+        "one",
+        1.8,
+        [2 * ratio for ratio in ratios(cost_us["one"], cost_us["two"])],
+        context={"us_a_beacon": cost_us},
+    )

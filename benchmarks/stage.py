@@ -12,11 +12,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from proxy.collector.config import CollectorConfig
-from proxy.enrich.config import EnrichConfig
 from proxy.forward.config import ForwarderConfig, Site
 from proxy.settings.names import PREFIX
 from proxy.spool.port import SpoolConfig
@@ -114,16 +114,13 @@ def collectors(spool: Path, durability: str, workers: Sequence[int] = (MEASURED,
 
 
 @contextlib.contextmanager
-def forwarder(spool: Path, upstream: str, concurrency: int, enrichers: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A forwarder on the measured core."""
-    config = ForwarderConfig(
-        SpoolConfig(f"sqlite:{spool}"),
-        {"default": Site(upstream, "benchmark-key")},
-        concurrency=concurrency,
-        enrich=EnrichConfig(tuple(enrichers)),
-    )
+def forwarder(
+    spool: Path, upstream: str, cores: Sequence[int] = (MEASURED,), **settings: Any
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A forwarder as `serve` starts it with its defaults, but for what is given, on those cores."""
+    config = ForwarderConfig(SpoolConfig(f"sqlite:{spool}"), {"default": Site(upstream, "benchmark-key")}, **settings)
     command = [sys.executable, "-m", "proxy.cli.child", "forwarder"]
-    with process(command, [MEASURED], msgspec.json.encode(config) + b"\n") as started:
+    with process(command, cores, msgspec.json.encode(config) + b"\n") as started:
         yield started
 
 
@@ -196,10 +193,17 @@ def rss_mb(pid: int) -> float:
     return 0.0
 
 
-def children(pid: int) -> dict[str, int]:
-    """Role → pid of the processes of a `serve`."""
-    found = {}
+def processes(pid: int, role: str) -> list[int]:
+    """The pids of a process's children of that role: "collector", "forwarder" or "admin"."""
+    found = []
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         arguments = Path(f"/proc/{child}/cmdline").read_bytes().decode().split("\0")
-        found[arguments[arguments.index("proxy.cli.child") + 1]] = int(child)
+        if arguments[2:4] == ["proxy.cli.child", role]:
+            found.append(int(child))
     return found
+
+
+def processor_s(pids: Sequence[int]) -> float:
+    """Processor time that they have used."""
+    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    return sum(int(user) + int(system) for _, *_, user, system in (of[:13] for of in fields)) / os.sysconf("SC_CLK_TCK")

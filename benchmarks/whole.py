@@ -37,7 +37,7 @@ def measure(effort: Effort, place: Path) -> Iterator[Line]:
                 pending.append(ledger_of(config).pending)
             took = time.monotonic() - began
             delivered = ledger_of(config).total("delivered")
-            memory = {role: stage.rss_mb(child) for role, child in stage.children(pid).items()}
+            memory = {role: stage.rss_mb(stage.processes(pid, role)[0]) for role in ("collector", "forwarder")}
     context = {"asked_per_second": RATE, "seconds": seconds, "pending_each_second": pending, "most_pending": max(pending)}
     what = f"the whole with load and vendor on two cores, delivered/s for {seconds:.0f} s"
     yield Line(what, f"at most {max(pending):,} waiting", 5_000, [delivered / took], "{:,.0f}".format, context=context)

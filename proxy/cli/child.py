@@ -70,6 +70,7 @@ async def run_admin(config: AdminConfig, fd: int) -> None:
 async def run_forwarder(config: ForwarderConfig, until: Callable[[Callable[[], None]], None]) -> None:
     """Deliver until told to stop; `until(stop)` arranges the telling. Waits while another forwarder holds the spool."""
     from proxy.forward.forwarder import Forwarder
+    from proxy.forward.priority import step_back
 
     stopping = asyncio.Event()
     until(stopping.set)
@@ -84,6 +85,7 @@ async def run_forwarder(config: ForwarderConfig, until: Callable[[Callable[[], N
     if outlet is None:
         return
     forwarder = Forwarder(config, outlet)
+    step_back()
     stopper = asyncio.create_task(stopping.wait())
     stopper.add_done_callback(lambda _: forwarder.stop())
     await forwarder.run()

@@ -90,6 +90,7 @@ class Forwarder:
         self._wake = asyncio.Event()
         self._runners: set[asyncio.Task[None]] = set()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="spool-reader")
+        self._disk.submit(int).result()  # its thread has the priority of who starts it: now
         routes: dict[str, Route] = {}
         self._by_site: dict[str, Route] = {}
         for name, site in config.sites.items():

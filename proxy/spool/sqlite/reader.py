@@ -76,6 +76,7 @@ class LaneReader:
         # An unsynced settlement is at worst a resend, which is byte-identical.
         self.db = file.open_file(path, durability="os", busy_s=BUSY_S, polls=True)
         self.db.executescript(SETTLING)
+        file.checkpoint_early(self.db)
         self.identity = file.identity(self.db)
         self._last_fresh = 0
         self._in_flight: set[int] = set()
