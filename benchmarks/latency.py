@@ -50,9 +50,9 @@ def states(effort: Effort, place: Path) -> Iterator[Line]:
         full, other = Path(scratch, "full"), Path(scratch, "other")
         fill(full, int(BACKLOG * effort.scale))
         shutil.copytree(full, other)
-        os.sync()
         for _ in range(effort.rounds):
             for name, found in runs.items():
+                os.sync()  # what the turn before left to be written is not this one's
                 with ExitStack() as stack:
                     upstream = f"http://127.0.0.1:{stage.free_port()}"
                     if name != "down":
