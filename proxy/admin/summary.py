@@ -22,6 +22,10 @@ class _State(msgspec.Struct):
     upstreams: dict[str, dict[str, Any]] = {}
 
 
+PUBLISHED = ("sites", "stats")
+"""What a forwarder reports of an upstream beyond what the summary shows."""
+
+
 def read(config: SpoolConfig) -> dict[str, Any]:
     """The summary of the configured spool, whether or not anything runs."""
     return summary(ledger_of(config), forwarder_state(config))
@@ -53,7 +57,8 @@ def _upstreams(ledger: Ledger, state: bytes) -> dict[str, dict[str, Any]]:
     running = abs(time.time() - report.written_ms / 1000) <= STALE_S
     found: dict[str, dict[str, Any]] = {}
     for upstream, told in report.upstreams.items():
-        pending = sum(ledger.pending_of(site) for site in told.pop("sites", []))
+        pending = sum(ledger.pending_of(site) for site in told.get("sites", []))
+        told = {name: value for name, value in told.items() if name not in PUBLISHED}
         if not running:
             told.update(state="no forwarder", in_flight=0, per_second=0.0)
         rate = told["per_second"]

@@ -1,8 +1,9 @@
-"""A process of `serve`: `python -m proxy.cli.child collector FD | forwarder | admin FD`.
+"""A process of `serve`: `python -m proxy.cli.child collector FD | forwarder | admin FD [--beat FD]`.
 
 Its configuration comes as one JSON line on standard input, so no key stands in any environment or argument list. Standard input
 then stays open: its end means that the supervisor is gone, and the process stops by itself. Each role imports what it needs and
-no more, no command line and no settings code either, to be up quickly and small.
+no more, no command line and no settings code either, to be up quickly and small. With --beat it writes a byte there once it does
+its work, and then each second, so that the supervisor knows it ready, and knows when it hangs.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
@@ -41,7 +42,30 @@ def _when_told(stop: Callable[[], None]) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGCHLD))
 
 
-async def run_collector(config: CollectorConfig, fd: int) -> None:
+BEAT_S = 1.0
+
+
+async def _beat(fd: int, at_work: Callable[[], bool]) -> None:
+    """Tell the supervisor that the event loop turns."""
+    os.set_blocking(fd, False)
+    while True:
+        if at_work():
+            with contextlib.suppress(OSError):  # it is busy, or gone
+                os.write(fd, b".")
+        await asyncio.sleep(BEAT_S if at_work() else 0.01)
+
+
+@contextlib.asynccontextmanager
+async def _beating(fd: int | None, at_work: Callable[[], bool] = lambda: True) -> AsyncIterator[None]:
+    task = asyncio.create_task(_beat(fd, at_work)) if fd is not None else None
+    try:
+        yield
+    finally:
+        if task is not None:
+            task.cancel()
+
+
+async def run_collector(config: CollectorConfig, fd: int, beat: int | None = None) -> None:
     """Serve beacons on the listening socket `fd` until told to stop."""
     from proxy.collector.asgi import CollectorApp
     from proxy.collector.express import Express
@@ -52,44 +76,52 @@ async def run_collector(config: CollectorConfig, fd: int) -> None:
         app = CollectorApp(config, intake)
         serving = make_server(app, config.shutdown_grace_s, Express(app, intake))
         _when_told(serving.stop)
-        await serving.serve(sockets=[socket.socket(fileno=fd)])
+        async with _beating(beat, lambda: serving.started):
+            await serving.serve(sockets=[socket.socket(fileno=fd)])
     finally:
         intake.close()
 
 
-async def run_admin(config: AdminConfig, fd: int) -> None:
+async def run_admin(config: AdminConfig, fd: int, beat: int | None = None) -> None:
     """Serve the admin listener on the socket `fd` until told to stop."""
     from proxy.admin.app import make_app
     from proxy.collector.server import make_server
 
     serving = make_server(make_app(config), 3)
     _when_told(serving.stop)
-    await serving.serve(sockets=[socket.socket(fileno=fd)])
+    async with _beating(beat, lambda: serving.started):
+        await serving.serve(sockets=[socket.socket(fileno=fd)])
 
 
-async def run_forwarder(config: ForwarderConfig, until: Callable[[Callable[[], None]], None]) -> None:
+async def run_forwarder(config: ForwarderConfig, until: Callable[[Callable[[], None]], None], beat: int | None = None) -> None:
     """Deliver until told to stop; `until(stop)` arranges the telling. Waits while another forwarder holds the spool."""
     from proxy.forward.forwarder import Forwarder
     from proxy.forward.priority import step_back
 
     stopping = asyncio.Event()
     until(stopping.set)
-    outlet: Outlet | None = None
-    while outlet is None and not stopping.is_set():
+    async with _beating(beat):
+        outlet = await _outlet_when_free(config, stopping)
+        if outlet is None:
+            return
+        forwarder = Forwarder(config, outlet)
+        step_back()
+        stopper = asyncio.create_task(stopping.wait())
+        stopper.add_done_callback(lambda _: forwarder.stop())
+        await forwarder.run()
+        stopper.cancel()
+
+
+async def _outlet_when_free(config: ForwarderConfig, stopping: asyncio.Event) -> Outlet | None:
+    """None if stopped before."""
+    while not stopping.is_set():
         try:
-            outlet = open_outlet(config.spool)
+            return open_outlet(config.spool)
         except ForwarderRunning as held:
             log.warning("forwarder waits", reason=str(held))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stopping.wait(), 1.0)
-    if outlet is None:
-        return
-    forwarder = Forwarder(config, outlet)
-    step_back()
-    stopper = asyncio.create_task(stopping.wait())
-    stopper.add_done_callback(lambda _: forwarder.stop())
-    await forwarder.run()
-    stopper.cancel()
+    return None
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -104,26 +136,29 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 def main() -> int:
     """Entry point of the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     line = b""
     while not line.endswith(b"\n"):
         chunk = os.read(0, 65_536)
         if not chunk:
             return EX_CONFIG
         line += chunk
+    role, *arguments = sys.argv[1:]
+    beat = int(arguments[arguments.index("--beat") + 1]) if "--beat" in arguments else None
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            if sys.argv[1] == "collector":
+            if role == "collector":
                 config = msgspec.json.decode(line, type=CollectorConfig)
                 configure(config.log_level)
-                runner.run(run_collector(config, int(sys.argv[2])))
-            elif sys.argv[1] == "admin":
+                runner.run(run_collector(config, int(arguments[0]), beat))
+            elif role == "admin":
                 admin = msgspec.json.decode(line, type=AdminConfig)
                 configure(admin.log_level)
-                runner.run(run_admin(admin, int(sys.argv[2])))
+                runner.run(run_admin(admin, int(arguments[0]), beat))
             else:
                 forwarding = msgspec.json.decode(line, type=ForwarderConfig)
                 configure(forwarding.log_level)
-                runner.run(run_forwarder(forwarding, _when_told))
+                runner.run(run_forwarder(forwarding, _when_told, beat))
     except (SpoolError, EnricherError) as error:
         print(f"beacon-proxy: {error}", file=sys.stderr)
         return EX_CONFIG

@@ -45,16 +45,19 @@ def serve(
     """Run the collectors, the forwarder and the admin listener until stopped.
 
     Each is a process of its own and is restarted if it dies. SIGTERM and Ctrl-C stop them: what was accepted is answered, what is
-    not delivered stays in the spool. Needs api_key.
+    not delivered stays in the spool. SIGHUP reads the settings anew, a key file for example, and replaces the processes that they
+    concern. Needs api_key.
     """
     from proxy.cli.supervisor import Supervisor
     from proxy.log import configure, log
 
-    loaded = settings.load(config)
-    if workers is not None:
-        loaded = loaded.model_copy(update={"workers": workers})
+    def load() -> settings.Settings:
+        loaded = settings.load(config)
+        return loaded if workers is None else loaded.model_copy(update={"workers": workers})
+
+    loaded = load()
     configure(loaded.log_level)
-    supervisor = Supervisor(loaded)
+    supervisor = Supervisor(loaded, load)
     log.info(
         "listening",
         url=supervisor.url + loaded.prefix,

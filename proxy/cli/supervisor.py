@@ -1,7 +1,7 @@
 """`serve`: binds the sockets, starts collectors, forwarder and admin listener, restarts what dies, stops all in time.
 
-The supervisor serves nothing itself. It holds the listening socket, so a restarted collector finds the queue of connections
-where the dead one left it. Each child gets its configuration, and only the forwarder the key, by a pipe.
+The supervisor serves nothing itself. It holds the listening socket (or the service manager does), so a restarted collector finds
+the queue of connections where the dead one left it. Each child gets its configuration, and only the forwarder the key, by a pipe.
 """
 
 import os
@@ -10,22 +10,30 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import msgspec
 
 from proxy.admin.config import AdminConfig
 from proxy.cli.child import EX_CONFIG
+from proxy.cli.service import Service, held_sockets
+from proxy.enrich import EnricherError
 from proxy.log import log
 from proxy.settings import PREFIX, Settings, SettingsError, variable
 from proxy.spool import prepare
+from proxy.spool.port import SpoolError
 
 BACKLOG = 2048
 BIND_PATIENCE_S = 3.0
 """How long to wait for the port of a predecessor that is just going."""
 RESTART_PAUSE_S = 0.5
 """Before a child that died young is started again."""
+HANG_S = 60.0
+"""A child whose event loop has not turned for so long hangs, and is killed."""
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+Reload = Callable[[], Settings]
+"""Reads the settings anew. Raises SettingsError."""
 
 
 @dataclass
@@ -35,7 +43,13 @@ class _Child:
     config: bytes
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
-    due: float = field(default=0.0)
+    due: float = 0.0
+    pulse: int = -1
+    """Where it writes a byte each second."""
+    beaten: float = 0.0
+    """When it last did; 0: not yet."""
+    replaced: bool = False
+    """It was told to end, so that one with a new configuration can take its place."""
 
 
 def bind(host: str, port: int, setting: str = "") -> socket.socket:
@@ -66,29 +80,32 @@ def bind(host: str, port: int, setting: str = "") -> socket.socket:
 class Supervisor:
     """Keeps the children of one `serve`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, reload: Reload | None = None) -> None:
         if settings.spool.startswith("memory:"):
             raise SettingsError(
                 "spool: found memory:, which lives in one process; `serve` runs several and expected sqlite:DIR. "
                 "The memory spool is for proxy.asgi:app with embedded_forwarder."
             )
-        self._grace = settings.shutdown_grace
+        self._settings, self._reload = settings, reload
+        self._service = Service()
         prepare(settings.spool_config())
-        collector, forwarder = settings.collector(), settings.forwarder()
-        admin = AdminConfig(settings.spool_config(), settings.log_level)
-        self._listeners = [bind(settings.host, settings.port), bind(settings.admin_host, settings.admin_port, "admin_")]
+        configs = _configs(settings)  # before a port is taken: this is what may be wrong
+        held = held_sockets()
+        self._listeners = [
+            held.get("public") or bind(settings.host, settings.port),
+            held.get("admin") or bind(settings.admin_host, settings.admin_port, "admin_"),
+        ]
         fd, admin_fd = (str(listener.fileno()) for listener in self._listeners)
         self.url, self.admin_url = (_url(listener) for listener in self._listeners)
-        encode = msgspec.json.encode
         self._children = [
-            _Child("forwarder", ["forwarder"], encode(forwarder) + b"\n"),
-            *(_Child(f"collector-{n}", ["collector", fd], encode(collector) + b"\n") for n in range(settings.workers)),
-            _Child("admin", ["admin", admin_fd], encode(admin) + b"\n"),
+            _Child("forwarder", ["forwarder"], configs["forwarder"]),
+            *(_Child(f"collector-{n}", ["collector", fd], configs["collector"]) for n in range(settings.workers)),
+            _Child("admin", ["admin", admin_fd], configs["admin"]),
         ]
 
     def run(self) -> int:
-        """Until SIGTERM or SIGINT; the exit status."""
-        watched = STOP_SIGNALS | {signal.SIGCHLD}
+        """Until SIGTERM or SIGINT; the exit status. SIGHUP: read the settings anew."""
+        watched = STOP_SIGNALS | {signal.SIGCHLD, signal.SIGHUP}
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.pthread_sigmask(signal.SIG_BLOCK, watched)
         status = 0
@@ -98,10 +115,15 @@ class Supervisor:
                 got = signal.sigtimedwait(watched, 0.25)
                 if got is not None and got.si_signo in STOP_SIGNALS:
                     break
+                if got is not None and got.si_signo == signal.SIGHUP:
+                    self._read_settings_anew()
                 if not self._reap():
                     status = 1
                     break
+                self._feel_pulses()
+                self._service.say_alive()
         finally:
+            self._service.say("STOPPING=1")
             for listener in self._listeners:
                 listener.close()
             self._stop()
@@ -111,13 +133,15 @@ class Supervisor:
         now = time.monotonic()
         for child in self._children:
             if child.process is None and now >= child.due:
-                child.started = now
+                child.started, child.beaten, child.replaced = now, 0.0, False
+                child.pulse, beat = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
                 child.process = subprocess.Popen(
-                    [sys.executable, "-m", "proxy.cli.child", *child.arguments],
+                    [sys.executable, "-m", "proxy.cli.child", *child.arguments, "--beat", str(beat)],
                     stdin=subprocess.PIPE,
-                    pass_fds=[int(argument) for argument in child.arguments[1:]],
+                    pass_fds=[beat, *(int(argument) for argument in child.arguments[1:])],
                     env={name: value for name, value in os.environ.items() if not name.startswith(PREFIX)},
                 )
+                os.close(beat)
                 assert child.process.stdin is not None  # noqa: S101 - for the type checker
                 try:
                     child.process.stdin.write(child.config)
@@ -126,18 +150,59 @@ class Supervisor:
                     pass  # it died at once: reaped below
                 log.info("started", process=child.name, pid=child.process.pid)
 
+    def _feel_pulses(self) -> None:
+        """Ready once all are at work; who has hung for long is killed, and restarted like any that died."""
+        now = time.monotonic()
+        for child in self._children:
+            if child.process is None:
+                continue
+            try:
+                if os.read(child.pulse, 4096):
+                    child.beaten = now
+            except BlockingIOError:
+                if now - max(child.beaten, child.started) > HANG_S:
+                    log.error("killed: it hangs", process=child.name, pid=child.process.pid)
+                    child.process.kill()
+        if all(child.beaten for child in self._children):
+            self._service.say("READY=1")
+
+    def _read_settings_anew(self) -> None:
+        """Replace the processes whose configuration changed. Where settings are wrong, or need a restart, all stays as it is."""
+        if self._reload is None:
+            return
+        try:
+            settings = self._reload()
+            configs = _configs(settings)
+        except (SettingsError, SpoolError, EnricherError) as error:
+            log.error("settings not taken: all goes on as before", reason=str(error))
+            return
+        for name in ("spool", "host", "port", "admin_host", "admin_port", "workers"):
+            if getattr(settings, name) != getattr(self._settings, name):
+                log.error("settings not taken: a change of this one needs a restart", setting=name)
+                return
+        self._settings = settings
+        changed = [child for child in self._children if child.config != configs[child.arguments[0]]]
+        for child in changed:
+            child.config = configs[child.arguments[0]]
+            if child.process is not None:
+                child.replaced = True
+                child.process.terminate()
+        log.info("settings taken", replaced=[child.name for child in changed])
+
     def _reap(self) -> bool:
         """Note who died. False when one cannot be helped by a restart."""
         for child in self._children:
             if child.process is not None and (code := child.process.poll()) is not None:
                 _close_pipe(child.process)
+                os.close(child.pulse)
                 child.process = None
                 if code == EX_CONFIG:
                     log.error("stopping: a process cannot run as configured", process=child.name)
                     return False
                 now = time.monotonic()
-                child.due = now + (RESTART_PAUSE_S if now - child.started < 5 else 0)
-                log.warning("died, will be restarted", process=child.name, status=code)
+                child.due = now + (RESTART_PAUSE_S if now - child.started < 5 and not child.replaced else 0)
+                if not child.replaced:
+                    log.warning("died, will be restarted", process=child.name, status=code)
         return True
 
     def _stop(self) -> None:
@@ -145,7 +210,7 @@ class Supervisor:
         living = [child.process for child in self._children if child.process is not None]
         for process in living:
             process.terminate()
-        deadline = time.monotonic() + self._grace - 0.5
+        deadline = time.monotonic() + self._settings.shutdown_grace - 0.5
         for process in living:
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
@@ -154,6 +219,16 @@ class Supervisor:
                 process.kill()
                 process.wait()
             _close_pipe(process)
+
+
+def _configs(settings: Settings) -> dict[str, bytes]:
+    """What each role is told, as a line of JSON; only the forwarder's has keys. Raises SettingsError."""
+    configs = {
+        "collector": settings.collector(),
+        "forwarder": settings.forwarder(),
+        "admin": AdminConfig(settings.spool_config(), settings.log_level),
+    }
+    return {role: msgspec.json.encode(config) + b"\n" for role, config in configs.items()}
 
 
 def _url(listener: socket.socket) -> str:

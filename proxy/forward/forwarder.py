@@ -18,12 +18,14 @@ from proxy.beacon import parse, plain_name
 from proxy.delivery import Answer, Final, Verdict, decide, delivered, refused
 from proxy.enrich import Enrichment, load
 from proxy.enrich.bot import is_bot
-from proxy.forward.clock import Clock, Seen
+from proxy.forward import clock as clocks
+from proxy.forward.clock import Clock
 from proxy.forward.config import ForwarderConfig
 from proxy.forward.pacing import State
-from proxy.forward.route import Route, monotonic_ms
+from proxy.forward.route import Route, RouteStats, monotonic_ms
 from proxy.forward.sign import UpstreamRequest, sign
 from proxy.forward.upstream import open_upstream
+from proxy.forward.watch import Seen, Watch
 from proxy.hit import Hit
 from proxy.log import log
 from proxy.outcome import Outcome
@@ -91,15 +93,20 @@ class Forwarder:
         self._runners: set[asyncio.Task[None]] = set()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="spool-reader")
         self._disk.submit(int).result()  # its thread has the priority of who starts it: now
+        before = _published_before(outlet)
         routes: dict[str, Route] = {}
         self._by_site: dict[str, Route] = {}
         for name, site in config.sites.items():
-            route = routes.setdefault(site.upstream, Route(site.upstream, config.concurrency))
+            if site.upstream not in routes:
+                told = before.upstreams.get(site.upstream, _UpstreamBefore())
+                routes[site.upstream] = Route(site.upstream, config.concurrency, told.stats)
+            route = routes[site.upstream]
             route.sites.add(name)
             self._by_site[name] = route
         self._routes = list(routes.values())
         self._enrichment = load(config.enrich)
-        self._clock = Clock(_seen_before(outlet))
+        self._clock = Clock(before.clock)
+        self._watch = Watch(outlet)
         self._published = -PUBLISH_S
 
     def stop(self) -> None:
@@ -149,7 +156,11 @@ class Forwarder:
         self._published = time.monotonic()
         if self._clock.look():
             log.warning("the wall clock jumped: no beacon is called too old before max_age has passed from now on")
-        state = {"clock": self._clock.seen, "upstreams": {route.upstream: route.state() for route in self._routes}}
+        state = {
+            "clock": self._clock.seen,
+            "upstreams": {route.upstream: route.state() for route in self._routes},
+            "last": self._watch.last(),
+        }
         await self._on_disk(self._outlet.publish, msgspec.json.encode({"written_ms": self._clock.seen.wall_ms, **state}))
 
     async def _drain(self) -> None:
@@ -188,7 +199,10 @@ class Forwarder:
         prepared = prepare(hit, config, self._enrichment)
         if isinstance(prepared, Outcome):
             pace.abandoned()
-            return Final(prepared)
+            dropped = Final(prepared)
+            now_ms = self._clock.now_ms()
+            self._watch.see(Seen(now_ms, hit, None, dropped, claim.attempt, now_ms - hit.received_ms))
+            return dropped
         began = time.perf_counter()
         answer = await self._upstream.send(prepared.request)
         took_ms = (time.perf_counter() - began) * 1000
@@ -199,20 +213,23 @@ class Forwarder:
             pace.failed(str(answer), monotonic_ms())
         if pace.state is not state and State.CLOSED in (pace.state, state):
             self._tell(route)
-        age_ms = self._clock.age_ms(hit.received_ms)
+        age_ms, now_ms = self._clock.age_ms(hit.received_ms), self._clock.now_ms()
+        route.attempted(answer, took_ms)
         verdict = decide(
             answer,
             claim.attempt,
             age_ms,
             config.policy,
-            self._clock.now_ms(),
+            now_ms,
             random.random(),  # noqa: S311
             blamed=blamed,
         )
         if isinstance(verdict, Final) and verdict.outcome is Outcome.DELIVERED:
             route.delivered += 1
+            route.stats.delivery_seconds.observe(age_ms / 1000)
             if prepared.trimmed:
                 verdict = Final(verdict.outcome, verdict.answer, trimmed=True)
+        self._watch.see(Seen(now_ms, hit, prepared.request, verdict, claim.attempt, age_ms))
         if self._observe is not None:
             masked = prepared.request.masked(config.sites[hit.site].api_key)
             self._observe(Attempted(hit, masked, answer, verdict, took_ms))
@@ -232,13 +249,18 @@ class Forwarder:
         return await asyncio.get_running_loop().run_in_executor(self._disk, call, *args)
 
 
+class _UpstreamBefore(msgspec.Struct):
+    stats: RouteStats = msgspec.field(default_factory=RouteStats)
+
+
 class _Published(msgspec.Struct):
-    clock: Seen | None = None
+    clock: clocks.Seen | None = None
+    upstreams: dict[str, _UpstreamBefore] = {}
 
 
-def _seen_before(outlet: Outlet) -> Seen | None:
-    """What the clocks said when a forwarder last looked; None if that cannot be known."""
+def _published_before(outlet: Outlet) -> _Published:
+    """What a forwarder left when it last looked: its clocks, and the figures to count on from. Empty if that cannot be known."""
     try:
-        return msgspec.json.decode(outlet.recall(), type=_Published).clock
+        return msgspec.json.decode(outlet.recall(), type=_Published)
     except msgspec.DecodeError:
-        return None
+        return _Published()

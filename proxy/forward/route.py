@@ -4,13 +4,31 @@ import time
 from collections import deque
 from typing import Any
 
+import msgspec
+
+from proxy.delivery import Answer
 from proxy.forward.pacing import Pace, State
+from proxy.histogram import SECONDS, Histogram
 from proxy.spool.port import Claim
 
 PROBE_CHOICE = 8
 """Hits held ready while the breaker is open: each failing probe is followed by another hit, so that a bad one blocks nothing."""
 RATE_SHARE = 0.3
 """Weight of the last second in the moving delivery rate."""
+
+
+AGES = (*SECONDS, 30.0, 60.0, 300.0, 1800.0, 7200.0, 43200.0, 172800.0, 604800.0)
+"""Bounds of the time from receipt to delivery: an outage may last."""
+
+
+class RouteStats(msgspec.Struct):
+    """What went through a route, over all forwarders that ever published."""
+
+    answers: dict[str, int] = {}
+    """Attempts by what came of them: a status, or the name of a failure."""
+    attempt_seconds: Histogram = msgspec.field(default_factory=lambda: Histogram(SECONDS))
+    delivery_seconds: Histogram = msgspec.field(default_factory=lambda: Histogram(AGES))
+    """From receipt to delivery."""
 
 
 def monotonic_ms() -> int:
@@ -21,14 +39,20 @@ def monotonic_ms() -> int:
 class Route:
     """Hits wait here between claim and attempt, a few moments' worth."""
 
-    def __init__(self, upstream: str, ceiling: int) -> None:
+    def __init__(self, upstream: str, ceiling: int, stats: RouteStats | None = None) -> None:
         self.upstream = upstream
         self.sites: set[str] = set()
         self.pace = Pace(ceiling)
         self.queue: deque[Claim] = deque()
         self.delivered = 0
+        self.stats = stats or RouteStats()
         self._rated = (0, monotonic_ms())
         self._rate = 0.0
+
+    def attempted(self, answer: Answer, took_ms: float) -> None:
+        """Count an attempt."""
+        self.stats.answers[name := str(answer)] = self.stats.answers.get(name, 0) + 1
+        self.stats.attempt_seconds.observe(took_ms / 1000)
 
     def wanted(self) -> int:
         """How many more hits to claim for it now."""
@@ -53,4 +77,5 @@ class Route:
             "per_second": round(self._rate, 1),
             "last_failure": self.pace.last_failure,
             "sites": sorted(self.sites),
+            "stats": self.stats,
         }

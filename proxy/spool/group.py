@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from proxy.hit import Hit
-from proxy.spool.port import Caller, SpoolRefused
+from proxy.spool.port import Caller, IntakeStats, SpoolRefused
 
 MAX_WAITING = 16_384
 """Hits that may wait for the disk at once; one more is refused."""
@@ -40,9 +40,14 @@ HANGS = "the disk hangs: the commit under way takes longer than commit_timeout"
 class GroupCommit:
     """Gathers appends from an event loop and from threads, and commits them from a thread of its own."""
 
-    def __init__(self, commit: Commit, finish: Callable[[], None], patience_s: float = 5.0) -> None:
+    def __init__(
+        self, commit: Commit, finish: Callable[[], None], patience_s: float = 5.0, tell: Callable[[], None] = lambda: None
+    ) -> None:
+        """`tell` is called a few times a second, from a thread of its own."""
+        self.stats = IntakeStats()
         self._commit = commit
         self._finish = finish
+        self._tell = tell
         self._patience_s = patience_s
         self._committing: list[Waiter] = []
         self._began = 0.0
@@ -122,8 +127,12 @@ class GroupCommit:
                     if retry_counts:
                         self._counts.update(counts)
             with self._bell:
+                began = self._began
                 waiters, self._committing, self._began = self._committing, [], 0.0  # without those who were told meanwhile
             _wake(waiters, error)
+            if hits and error is None:
+                self.stats.commit_seconds.observe(time.monotonic() - began)
+                self.stats.batch_hits.observe(len(hits))
             if len(hits) >= GATHER_FROM:
                 time.sleep(GATHER_S)
             if error is not None and not hits:
@@ -142,6 +151,7 @@ class GroupCommit:
     def _watch(self) -> None:
         """Let nobody wait longer than the patience for a disk that hangs."""
         while not self._ended.wait(min(WATCH_S, self._patience_s / 4)):
+            self._tell()
             with self._bell:
                 if not self._overdue():
                     continue

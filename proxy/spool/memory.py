@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from proxy.delivery import Final
 from proxy.hit import Hit
 from proxy.outcome import Ending, Outcome
-from proxy.spool.port import RECEIVED, REFUSED, TRIMMED, Caller, Claim, Ledger, Settlement
+from proxy.spool.port import RECEIVED, REFUSED, TRIMMED, Caller, Claim, Ledger, Settlement, Tapped
 
 
 class MemorySpool:
@@ -92,6 +92,12 @@ class MemorySpool:
 
     def recall(self) -> bytes:
         return self._state
+
+    def watched(self) -> bool:
+        return False
+
+    def show(self, event: Tapped) -> None:
+        """Nobody can watch."""
 
     def close(self) -> None:
         """Nothing to let go."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from proxy.delivery import Verdict
+from proxy.histogram import SECONDS, SIZES, Histogram
 from proxy.hit import Hit
 from proxy.outcome import Ending, Outcome
 
@@ -83,6 +84,18 @@ class Ledger(msgspec.Struct):
         return {outcome: n for outcome, n in totals.items() if n}
 
 
+class IntakeStats(msgspec.Struct):
+    """How the commits of one or more collectors went."""
+
+    commit_seconds: Histogram = msgspec.field(default_factory=lambda: Histogram(SECONDS))
+    batch_hits: Histogram = msgspec.field(default_factory=lambda: Histogram(SIZES))
+
+    def add(self, other: "IntakeStats") -> None:
+        """Count those of another collector in."""
+        self.commit_seconds.add(other.commit_seconds)
+        self.batch_hits.add(other.batch_hits)
+
+
 class Caller(Protocol):
     """Somebody on an event loop who waits to be told: cheaper than a future and a task for each beacon."""
 
@@ -138,8 +151,32 @@ class Outlet(Protocol):
     def recall(self) -> bytes:
         """The state published last, by this forwarder or an earlier one; b"" if none."""
 
+    def watched(self) -> bool:
+        """Whether somebody wants to be shown what becomes of each hit (`beacon-proxy tail`)."""
+
+    def show(self, event: Tapped) -> None:
+        """Show it to them. Never waits."""
+
     def close(self) -> None:
         """Let go; what is in flight is given out again to the next."""
+
+
+class Tapped(msgspec.Struct, omit_defaults=True):
+    """What is told of a beacon: once for each attempt to deliver it, and when it is dropped or refused."""
+
+    at_ms: int
+    site: str
+    outcome: str
+    """An Outcome, "refused", or "retry"."""
+    kind: str = ""
+    name: str = ""
+    """The event's name. Empty, like all below, for a beacon that was dropped or refused at the collector: nothing of it is kept."""
+    person: str = ""
+    properties: dict[str, str] = {}
+    answer: str = ""
+    attempt: int = 0
+    age_ms: int = 0
+    """Since its receipt."""
 
 
 class DeadLetter(msgspec.Struct, frozen=True):

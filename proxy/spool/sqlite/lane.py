@@ -1,5 +1,6 @@
 """A collector's lane: the intake. It refuses while it cannot store, says why once, and stores again when the cause is gone."""
 
+import contextlib
 import os
 import sqlite3
 import time
@@ -7,13 +8,16 @@ from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
+
 from proxy import hit as hits
 from proxy.hit import Hit
 from proxy.log import log
 from proxy.outcome import Outcome
 from proxy.spool.group import Counts, GroupCommit
-from proxy.spool.port import RECEIVED, REFUSED, SpoolConfig, SpoolError, SpoolRefused
+from proxy.spool.port import RECEIVED, REFUSED, IntakeStats, SpoolConfig, SpoolError, SpoolRefused, Tapped
 from proxy.spool.sqlite import file
+from proxy.spool.tap import Tap
 
 LOOK_S = 1.0
 """Between two looks at the other lanes' sizes and the reserve."""
@@ -21,7 +25,9 @@ LOOK_BYTES = 128 * 1024
 """Between two looks at one's own size and the room on the disk."""
 REOPEN_S = 0.5
 """Between two tries to open a lane that cannot be opened."""
-
+TELL_S = 1.0
+"""Between two reports of how the commits go."""
+STATS = ".json"
 
 STATEMENT_ROWS = (256, 64, 16, 4, 1)
 INSERTS = {size: "INSERT INTO fresh (hit) VALUES " + ",".join(["(?)"] * size) for size in STATEMENT_ROWS}
@@ -48,19 +54,40 @@ class Lane:
             self._open()
         except (sqlite3.Error, OSError) as error:
             self._note_trouble(f"{self.path}: {error}")
-        self._group = GroupCommit(self._commit, self._close, config.commit_timeout_s)
+        self._told = 0.0
+        self._tap = Tap(self._directory)
+        self._group = GroupCommit(self._commit, self._close, config.commit_timeout_s, self._tell)
+        if (before := read_stats(self._stats_path())) is not None:  # counters go on where a predecessor's ended
+            self._group.stats.add(before)
         self.append = self._group.append
         self.append_then = self._group.append_then
         self.append_blocking = self._group.append_blocking
 
     def drop(self, site: str, outcome: Outcome) -> None:
         self._group.count(site, outcome.value, RECEIVED)
+        if self._tap.open:
+            self._tap.tell(Tapped(time.time_ns() // 1_000_000, site, outcome.value))
 
     def refuse(self, site: str) -> None:
         self._group.count(site, REFUSED)
+        if self._tap.open:
+            self._tap.tell(Tapped(time.time_ns() // 1_000_000, site, REFUSED))
 
     def close(self) -> None:
         self._group.close()
+        self._tap.close()
+
+    def _stats_path(self) -> Path:
+        return self.path.with_suffix(STATS)
+
+    def _tell(self) -> None:
+        """Leave the figures where the admin listener finds them, and look who is listening, about once a second."""
+        now = time.monotonic()
+        if now - self._told >= TELL_S and self._lock is not None:
+            self._told = now
+            self._tap.look()
+            with contextlib.suppress(OSError):  # it is only for looking at
+                file.replace_file(self._stats_path(), msgspec.json.encode(self._group.stats))
 
     def _commit(self, batch: list[Hit], counts: Counts) -> None:
         """One transaction. What was written to a file that meanwhile lost its name is refused: nobody would read it."""
@@ -140,6 +167,14 @@ class Lane:
         if self._lock is not None:
             os.close(self._lock)
         self._db = self._lock = self._inode = None
+
+
+def read_stats(path: Path) -> IntakeStats | None:
+    """What a collector left there; None if nothing that can be read."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=IntakeStats)
+    except (OSError, msgspec.DecodeError):
+        return None
 
 
 def _insert(db: sqlite3.Connection, rows: list[bytes]) -> None:

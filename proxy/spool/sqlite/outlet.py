@@ -9,10 +9,11 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from proxy.log import log
-from proxy.spool.port import Claim, ForwarderRunning, Ledger, Settlement, SpoolError
+from proxy.spool.port import Claim, ForwarderRunning, Ledger, Settlement, SpoolError, Tapped
 from proxy.spool.sqlite import file
 from proxy.spool.sqlite.reader import LaneReader
 from proxy.spool.sqlite.survey import read_ledger
+from proxy.spool.tap import Tap
 
 LOOK_S = 1.0
 """Between two looks for lanes that came or went."""
@@ -31,6 +32,7 @@ class SqliteOutlet:
         if held is None:
             raise ForwarderRunning(f"another forwarder is at work on {self._directory}")
         self._lock = held
+        self._tap = Tap(self._directory)
         self._readers: dict[int, LaneReader] = {}
         self._resting: dict[int, float] = {}
         """Lane → when it may be tried again (monotonic)."""
@@ -71,21 +73,27 @@ class SqliteOutlet:
         return read_ledger(self._directory)
 
     def publish(self, state: bytes) -> None:
-        unfinished = self._directory / f"{STATE}.new"
         with contextlib.suppress(OSError):  # no room for it: it is only for looking at
-            unfinished.write_bytes(state)
-            unfinished.rename(self._directory / STATE)
+            file.replace_file(self._directory / STATE, state)
+        self._tap.look()
         for reader in list(self._readers.values()):
             self._flush(reader, time.time_ns() // 1_000_000)
 
     def recall(self) -> bytes:
         return read_state(self._directory)
 
+    def watched(self) -> bool:
+        return bool(self._tap.open)
+
+    def show(self, event: Tapped) -> None:
+        self._tap.tell(event)
+
     def close(self) -> None:
         for reader in self._readers.values():
             with contextlib.suppress(sqlite3.Error):  # what cannot be settled is sent again, byte-identical
                 reader.flush(time.time_ns() // 1_000_000)
             reader.close()
+        self._tap.close()
         os.close(self._lock)
 
     def _flush(self, reader: LaneReader, now_ms: int) -> None:
