@@ -3,27 +3,13 @@
 import time
 from typing import Any
 
-import msgspec
-
+from proxy.admin.report import Report, report
 from proxy.outcome import Ending
 from proxy.spool import forwarder_state, ledger_of
 from proxy.spool.port import RECEIVED, REFUSED, TRIMMED, Ledger, SpoolConfig
 
-STALE_S = 5.0
-"""A forwarder reports each second; one that has not for so long is not running."""
-
-
 STATES = {"closed": "takes beacons", "open": "takes nothing", "probing": "takes nothing, being probed"}
 """The breaker's states (a closed circuit is one that works) in plain words."""
-
-
-class _State(msgspec.Struct):
-    written_ms: int = 0
-    upstreams: dict[str, dict[str, Any]] = {}
-
-
-PUBLISHED = ("sites", "stats")
-"""What a forwarder reports of an upstream beyond what the summary shows."""
 
 
 def read(config: SpoolConfig) -> dict[str, Any]:
@@ -44,26 +30,23 @@ def summary(ledger: Ledger, state: bytes = b"") -> dict[str, Any]:
         "refused": ledger.total(REFUSED),
         "trimmed": ledger.total(TRIMMED),
         "set_aside": list(ledger.unread),
-        "upstreams": _upstreams(ledger, state),
+        "upstreams": _upstreams(ledger, report(state)),
     }
 
 
-def _upstreams(ledger: Ledger, state: bytes) -> dict[str, dict[str, Any]]:
+def _upstreams(ledger: Ledger, told: Report) -> dict[str, dict[str, Any]]:
     """Each upstream's state, limit, rate, and the seconds its backlog will take at that rate (None if it does not drain)."""
-    try:
-        report = msgspec.json.decode(state, type=_State)
-    except msgspec.DecodeError:
-        return {}
-    running = abs(time.time() - report.written_ms / 1000) <= STALE_S
+    running = told.is_running()
     found: dict[str, dict[str, Any]] = {}
-    for upstream, told in report.upstreams.items():
-        pending = sum(ledger.pending_of(site) for site in told.get("sites", []))
-        told = {name: value for name, value in told.items() if name not in PUBLISHED}
-        if not running:
-            told.update(state="no forwarder", in_flight=0, per_second=0.0)
-        rate = told["per_second"]
+    for upstream, of in told.upstreams.items():
+        pending = sum(ledger.pending_of(site) for site in of.sites)
+        rate = of.per_second if running else 0.0
         found[upstream] = {
-            **told,
+            "state": of.state if running else "no forwarder",
+            "limit": of.limit,
+            "in_flight": of.in_flight if running else 0,
+            "per_second": rate,
+            "last_failure": of.last_failure,
             "pending": pending,
             "eta_s": 0 if not pending else round(pending / rate) if rate >= 0.1 else None,
         }

@@ -1,5 +1,5 @@
-"""What a service manager and a service say to each other: readiness and the watchdog (sd_notify(3)), and sockets that it holds for
-us (sd_listen_fds(3)). Without such a manager nothing here has an effect.
+"""What a service manager and a service say to each other: readiness and the watchdog (sd_notify(3)), and sockets that it holds
+for us (sd_listen_fds(3)). Without such a manager nothing here has an effect.
 """
 
 import os

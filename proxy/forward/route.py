@@ -51,7 +51,8 @@ class Route:
 
     def attempted(self, answer: Answer, took_ms: float) -> None:
         """Count an attempt."""
-        self.stats.answers[name := str(answer)] = self.stats.answers.get(name, 0) + 1
+        name = str(answer)
+        self.stats.answers[name] = self.stats.answers.get(name, 0) + 1
         self.stats.attempt_seconds.observe(took_ms / 1000)
 
     def wanted(self) -> int:

@@ -1,13 +1,24 @@
 """Where hits wait. The port is port.py; this is the one place where an adapter is chosen."""
 
+import contextlib
+import socket
 from pathlib import Path
 
 from proxy.spool.memory import MemorySpool
-from proxy.spool.port import DeadLetters, Intake, Ledger, Outlet, SpoolConfig, SpoolError
+from proxy.spool.port import DeadLetters, Intake, IntakeStats, Ledger, Outlet, SpoolConfig, SpoolError
 from proxy.spool.sqlite.dead import SqliteDeadLetters
 from proxy.spool.sqlite.lane import Lane
 from proxy.spool.sqlite.outlet import SqliteOutlet, read_state
-from proxy.spool.sqlite.survey import directory_bytes, look_at_directory, prepare_directory, read_ledger, why_unready
+from proxy.spool.sqlite.survey import (
+    audit,
+    directory_bytes,
+    look_at_directory,
+    prepare_directory,
+    read_intake_stats,
+    read_ledger,
+    why_unready,
+)
+from proxy.spool.tap import listening
 
 _MEMORY: dict[str, MemorySpool] = {}
 
@@ -62,6 +73,26 @@ def forwarder_state(config: SpoolConfig) -> bytes:
     """What the forwarder published last; b"" if nothing."""
     scheme, place = _split(config)
     return _memory(place).recall() if scheme == "memory" else read_state(place)
+
+
+def intake_stats(config: SpoolConfig) -> IntakeStats:
+    """How the collectors' commits went."""
+    scheme, place = _split(config)
+    return IntakeStats() if scheme == "memory" else read_intake_stats(place)
+
+
+def ledger_off(config: SpoolConfig, most: int) -> int | None:
+    """By how many hits the ledger and the spool's content differ; None if there are more than `most` to count."""
+    scheme, place = _split(config)
+    return 0 if scheme == "memory" else audit(place, most)
+
+
+def watching(config: SpoolConfig) -> contextlib.AbstractContextManager[socket.socket]:
+    """A socket on which each datagram is a `Tapped` as JSON. Raises SpoolError where the spool shows nothing."""
+    scheme, place = _split(config)
+    if scheme == "memory":
+        raise SpoolError("a memory spool shows nothing beyond its process")
+    return listening(place)
 
 
 def spool_bytes(config: SpoolConfig) -> int:

@@ -106,6 +106,24 @@ class Caller(Protocol):
         """Stored, or why not; once for each append."""
 
 
+class Tapped(msgspec.Struct, omit_defaults=True):
+    """What is told of a beacon: once for each attempt to deliver it, and when it is dropped or refused."""
+
+    at_ms: int
+    site: str
+    outcome: str
+    """An Outcome, "refused", or "retry"."""
+    kind: str = ""
+    name: str = ""
+    """The event's name. Empty, like all below, for a beacon that the collector dropped or refused: nothing of it is kept."""
+    person: str = ""
+    properties: dict[str, str] = {}
+    answer: str = ""
+    attempt: int = 0
+    age_ms: int = 0
+    """Since its receipt."""
+
+
 class Intake(Protocol):
     """The collector's half."""
 
@@ -159,24 +177,6 @@ class Outlet(Protocol):
 
     def close(self) -> None:
         """Let go; what is in flight is given out again to the next."""
-
-
-class Tapped(msgspec.Struct, omit_defaults=True):
-    """What is told of a beacon: once for each attempt to deliver it, and when it is dropped or refused."""
-
-    at_ms: int
-    site: str
-    outcome: str
-    """An Outcome, "refused", or "retry"."""
-    kind: str = ""
-    name: str = ""
-    """The event's name. Empty, like all below, for a beacon that was dropped or refused at the collector: nothing of it is kept."""
-    person: str = ""
-    properties: dict[str, str] = {}
-    answer: str = ""
-    attempt: int = 0
-    age_ms: int = 0
-    """Since its receipt."""
 
 
 class DeadLetter(msgspec.Struct, frozen=True):

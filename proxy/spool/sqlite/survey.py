@@ -8,9 +8,10 @@ from pathlib import Path
 import msgspec
 
 from proxy import hit as hits
-from proxy.outcome import Outcome
-from proxy.spool.port import RECEIVED, Ledger, SpoolError
+from proxy.outcome import Ending, Outcome
+from proxy.spool.port import RECEIVED, IntakeStats, Ledger, SpoolError
 from proxy.spool.sqlite import file
+from proxy.spool.sqlite.lane import STATS, read_stats
 
 ENDED = frozenset(outcome.value for outcome in Outcome)
 LOCKED_S = 1.0
@@ -78,6 +79,35 @@ def _read_lane(path: Path) -> tuple[list[tuple[str, str, int]], list[bytes]]:
         first = [db.execute(f"SELECT hit FROM {table} ORDER BY id LIMIT 1").fetchone() for table in ("fresh", "waiting")]
         db.execute("COMMIT")
     return rows, [row[0] for row in first if row]
+
+
+def read_intake_stats(directory: str | Path) -> IntakeStats:
+    """The sum over all collectors that ever held a lane there."""
+    total = IntakeStats()
+    for path in sorted(Path(directory).glob("lane-????" + STATS)):
+        if (found := read_stats(path)) is not None:
+            total.add(found)
+    return total
+
+
+def audit(directory: str | Path, most: int) -> int | None:
+    """Rows that are there but not in the ledger, less those that are in it but not there: 0, or something is badly wrong.
+
+    Counting touches every row, so a spool with more than `most` pending or dead hits is not counted: None.
+    """
+    off = 0
+    for path in file.lane_files(Path(directory)):
+        with contextlib.closing(file.open_file(path)) as db:
+            db.execute("BEGIN")
+            counts = dict(db.execute("SELECT name, sum(n) FROM ledger GROUP BY name").fetchall())
+            dead = sum(counts.get(outcome.value, 0) for outcome in Outcome if outcome.ending is Ending.DEAD)
+            pending = counts.get(RECEIVED, 0) - sum(counts.get(name, 0) for name in ENDED)
+            if pending + dead > most:
+                return None
+            rows = sum(db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("fresh", "waiting", "dead"))
+            db.execute("COMMIT")
+            off += rows - pending - dead
+    return off
 
 
 def why_unready(directory: str | Path, max_bytes: int) -> str:
