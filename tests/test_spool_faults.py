@@ -287,10 +287,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def test_a_full_disk_refuses_the_new_and_lets_settlements_through(small_disk: Path) -> None:
-    """All of it is full, to the last byte; the reserve is for what was promised."""
-    spool = small_disk / "spool"
-    lane, outlet = Lane(spool), SqliteOutlet(spool)
+def _fill_to_the_last_byte(small_disk: Path, lane: Lane) -> int:
+    """The hits that were stored before the lane refused; then something else takes what is left."""
     stored = 0
     with contextlib.suppress(SpoolRefused):
         while stored < 5000:
@@ -301,9 +299,47 @@ def test_a_full_disk_refuses_the_new_and_lets_settlements_through(small_disk: Pa
             pass
     assert os.statvfs(small_disk).f_bavail == 0
     assert refuses(lane)
+    return stored
+
+
+def test_a_full_disk_refuses_the_new_and_lets_settlements_through(small_disk: Path) -> None:
+    """All of it is full, to the last byte. What settlements empty may be filled again, as long as the reserve is there."""
+    spool = small_disk / "spool"
+    lane, outlet = Lane(spool), SqliteOutlet(spool)
+    stored = _fill_to_the_last_byte(small_disk, lane)
     claims = outlet.claim(10_000, 0)
     assert len(claims) == stored
+    more = 0
     for first in range(0, len(claims), 50):
+        outlet.settle([Settlement(claim, DELIVERED) for claim in claims[first : first + 50]])
+        if not refuses(lane):
+            more += 1
+            assert (spool / "reserve").exists(), "what the reserve gave is not the collectors'"
+    assert more, "what was emptied is not used again"
+    ledger = outlet.ledger()
+    assert (ledger.pending, ledger.total(Outcome.DELIVERED)) == (more, stored)
+    (small_disk / "ballast").unlink(missing_ok=True)
+    wait_for(lambda: not refuses(lane), "service to resume")
+    assert why_unready(spool, 10**9) == ""
+    lane.close()
+    outlet.close()
+
+
+def test_the_reserve_is_for_what_was_promised(small_disk: Path) -> None:
+    """Somebody reads the lane, so its log must grow to settle anything: the reserve gives the room, and new beacons wait for it."""
+    spool = small_disk / "spool"
+    lane, outlet = Lane(spool), SqliteOutlet(spool)
+    stored = _fill_to_the_last_byte(small_disk, lane)
+    claims = outlet.claim(10_000, 0)
+    with contextlib.closing(file.open_file(lane.path)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM ledger").fetchone()
+        for first in range(0, 300, 50):
+            outlet.settle([Settlement(claim, DELIVERED) for claim in claims[first : first + 50]])
+        assert not (spool / "reserve").exists()
+        assert refuses(lane), "what the reserve gave is not the collectors'"
+        assert why_unready(spool, 10**9)
+    for first in range(300, len(claims), 50):
         outlet.settle([Settlement(claim, DELIVERED) for claim in claims[first : first + 50]])
         assert refuses(lane), "what the reserve gave is not the collectors'"
     ledger = outlet.ledger()
