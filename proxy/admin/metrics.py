@@ -85,7 +85,7 @@ class _Reading(Collector):
 
 
 def _commits(stats: IntakeStats) -> Iterator[Metric]:
-    seconds = HistogramMetricFamily("beacon_proxy_commit_seconds", "Time of a commit, and so a visitor's wait for the disk.")
+    seconds = HistogramMetricFamily("beacon_proxy_commit_seconds", "Time of a commit: how long a GIF waits for the disk.")
     seconds.add_metric([], stats.commit_seconds.cumulative(), stats.commit_seconds.sum)
     sizes = HistogramMetricFamily("beacon_proxy_commit_beacons", "Beacons that shared a commit.")
     sizes.add_metric([], stats.batch_hits.cumulative(), stats.batch_hits.sum)
