@@ -51,6 +51,10 @@ bench-smoke: setup ## The same for ten seconds: intake and forwarding, so that t
 chaos: setup ## Break it on purpose: 200 kills, a schedule of faults, a backlog of a million (about 20 minutes)
 	$(RUN)python -m tests.chaos
 
+.PHONY: day
+day: setup ## Play an operator's day: install, outage, restart, upgrade, dead letters, a new key (5 minutes; needs nginx)
+	$(RUN)python -m tests.day
+
 .PHONY: wheel
 wheel: setup ## Build the wheel into dist/
 	rm -rf dist

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ssl
 import time
 
 PAST_HEAD = b"\r\n\r\n"
@@ -10,8 +11,17 @@ PAST_HEAD = b"\r\n\r\n"
 class Driver:
     """Runs on an event loop of the caller's. A name is noted as answered only after the whole 200 was read."""
 
-    def __init__(self, port: int, rate: float, connections: int = 16, prefix: str = "/e") -> None:
+    def __init__(
+        self,
+        port: int,
+        rate: float,
+        connections: int = 16,
+        prefix: str = "/e",
+        tls: ssl.SSLContext | None = None,
+        host: str = "shop.example",
+    ) -> None:
         self.port, self.rate, self.connections, self.prefix = port, rate, connections, prefix
+        self._tls, self._host = tls, host
         self.answered: list[str] = []
         self.refused = self.broken = 0
         self.phase = ""
@@ -38,7 +48,8 @@ class Driver:
         while not self._stop:
             try:
                 async with asyncio.timeout(10):
-                    reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                    name = self._host if self._tls else None
+                    reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=self._tls, server_hostname=name)
             except OSError:
                 await asyncio.sleep(0.02)
                 continue
@@ -62,7 +73,7 @@ class Driver:
             name = f"{self._tag}.{self._sent}.{time.monotonic_ns():x}"
             phase, began = self.phase, time.perf_counter()
             writer.write(
-                f"GET {self.prefix}?_n={name}&_p=p{self._sent % 997}&Plan=Pro HTTP/1.1\r\nHost: shop.example\r\n\r\n".encode()
+                f"GET {self.prefix}?_n={name}&_p=p{self._sent % 997}&Plan=Pro HTTP/1.1\r\nHost: {self._host}\r\n\r\n".encode()
             )
             async with asyncio.timeout(30):
                 head = await reader.readuntil(PAST_HEAD)
