@@ -1,8 +1,8 @@
 """`ingest`: beacons that the web server kept in a log while no collector answered, taken in as if they came in then.
 
-A line is one request, JSON, as nginx's `log_format beacon_lost` writes it (deploy/nginx/beacon-http.conf). It goes the collector's
-own way: the same rule decides what is dropped, the same spool takes it. Time and a new visitor's identity come from the line's stamp,
-so a line taken in twice, or stored by a collector whose answer got lost, is the same beacon to the byte, and counts once.
+A line is one request, JSON, as nginx's `log_format beacon_lost` writes it (deploy/nginx/beacon-http.conf). It goes the way of any
+request: the same rule decides what is dropped, the same spool takes it. Time and a new visitor's identity come from the line's
+stamp, so a line taken in twice, or stored by a collector whose answer got lost, is the same beacon to the byte, and counts once.
 
 No visitor's data is printed: lines are named by their number.
 """

@@ -142,8 +142,8 @@ def ingest(
 ) -> None:
     """Take in beacons that nginx kept in its fallback log while no collector answered, as if they came in then.
 
-    Safe while `serve` runs, and twice: what was taken in already counts once, by the vendor's own duplicate rule. Exit status 0 if
-    every line was taken (stored, or dropped by the settings), 1 if some could not be, 2 for wrong use. See docs/nginx.md.
+    Safe while `serve` runs, and twice: what was taken in already counts once, by the vendor's own duplicate rule. Exit status 0
+    if every line was taken (stored, or dropped by the settings), 1 if some could not be, 2 for wrong use. See docs/nginx.md.
     """
     from proxy.cli.ingest import run
     from proxy.log import configure

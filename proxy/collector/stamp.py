@@ -1,8 +1,8 @@
 """The stamp: what a trusted proxy says of a beacon's arrival there, in `X-Beacon-Stamp`: the time, and a number of its own.
 
-A proxy that gets no answer cannot know whether the collector stored the beacon. Offered to a second collector, or kept in a log and
-ingested later, it would be another beacon, with another time and another anonymous identity, and count twice. Both come from the
-stamp, so all copies of one request are identical to the byte, and the vendor's duplicate rule absorbs them.
+A proxy that gets no answer cannot know whether the collector stored the beacon. Offered to a second collector, or kept in a log
+and ingested later, it would be another beacon, with another time and another anonymous identity, and count twice. Both come from
+the stamp, so all copies of one request are identical to the byte, and the vendor's duplicate rule absorbs them.
 """
 
 import base64
@@ -30,6 +30,6 @@ class Stamp(NamedTuple):
 
 
 def read_stamp(value: bytes) -> Stamp | None:
-    """Seconds with three decimals, a space, 32 hexadecimal digits, as nginx writes `$msec $request_id`; None for anything else."""
+    """Seconds with three decimals, a space, 32 hexadecimal digits, as nginx writes it; None for anything else."""
     match = _STAMP.fullmatch(value)
     return Stamp(int(match[1] + match[2]), match[3]) if match else None
