@@ -3,6 +3,7 @@
 import json
 import sqlite3
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -129,6 +130,37 @@ def status(
 
     found = read(existing_spool(config))
     print(json.dumps(found) if as_json else render(found))
+
+
+@app.command()
+def ingest(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Logs as nginx keeps them; `-` is standard input.")],
+    config: ConfigOption = None,
+    from_line: Annotated[int, typer.Option(help="Begin at this line of the (one) file.", min=1)] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Store nothing; count what would become of the lines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON, for scripts.")] = False,
+) -> None:
+    """Take in beacons that nginx kept in its fallback log while no collector answered, as if they came in then.
+
+    Safe while `serve` runs, and twice: what was taken in already counts once, by the vendor's own duplicate rule. Exit status 0
+    if every line was taken (stored, or dropped by the settings), 1 if some could not be, 2 for wrong use. See docs/nginx.md.
+    """
+    from proxy.cli.ingest import run
+    from proxy.log import configure
+
+    if from_line > 1 and len(files) > 1:
+        raise typer.BadParameter("found several files; expected one", param_hint="--from-line")
+    loaded = settings.load(config)
+    configure(loaded.log_level)
+    try:
+        status = run(files, loaded, from_line, dry_run, as_json)
+    except OSError as error:
+        if error.filename is None or str(error.filename) not in files:
+            raise
+        raise typer.BadParameter(
+            f"cannot read {Path(error.filename)}: {error.strerror}; expected a log file", param_hint="FILE"
+        ) from None
+    raise typer.Exit(status)
 
 
 app.add_typer(dead.app)

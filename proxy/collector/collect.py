@@ -14,6 +14,7 @@ from proxy.collector.identity import cookie_maker, from_cookies, new_identity, s
 from proxy.collector.limit import AddressLimit
 from proxy.collector.origins import AllowedOrigins
 from proxy.collector.redact import Redaction
+from proxy.collector.stamp import FARTHEST_MS, STAMP, Stamp, read_stamp
 from proxy.hit import DEFAULT_SITE, KINDS, MAX_BEACON_BYTES, Hit
 from proxy.outcome import Outcome
 
@@ -44,7 +45,8 @@ class _Site(NamedTuple):
 
 
 class Collector:
-    """The rule for one configuration. Clock and addresses' counts aside, the same request always gives the same."""
+    """The rule for one configuration. Clock, addresses' counts and new identities aside, the same request always
+    gives the same; of a stamped request, its time and a new identity too."""
 
     def __init__(self, config: CollectorConfig) -> None:
         self.paths: dict[str, str] = {f"{config.prefix}/{kind}": kind for kind in KINDS}
@@ -77,11 +79,12 @@ class Collector:
         address = self._client(headers, peer)
         if self._limit is not None and self._limit.exceeded(address, now_ms):
             return Collected(site.name, Outcome.RATE_LIMITED)
+        stamp = self._stamp(headers[STAMP], peer, now_ms) if STAMP in headers else None
         identity, cookie = "", b""
         if self._identity and not says_person(query, body):
             identity = from_cookies(get(b"cookie", b""))
             if not identity and kind != "a":
-                identity = new_identity()
+                identity = stamp.identity() if stamp is not None else new_identity()
                 secure = https or (b"x-forwarded-proto" in headers and self._https(headers, peer))
                 cookie = self._cookies[site.domain](identity, secure)
         if self._addresses != "keep":
@@ -102,7 +105,7 @@ class Collector:
                 get(b"user-agent", b"").decode("latin-1")[:MAX_USER_AGENT],
                 referer[:MAX_REFERER],
                 get(b"accept-language", b"").decode("latin-1")[:MAX_LANGUAGE],
-                now_ms,
+                now_ms if stamp is None else stamp.at_ms,
                 identity,
                 _hints(hints, headers) if hints is not None else "",
             ),
@@ -140,6 +143,11 @@ class Collector:
 
     def _https(self, headers: Headers, peer: str) -> bool:
         return self._proxies.trusts(peer) and headers[b"x-forwarded-proto"].split(b",")[-1].strip().lower() == b"https"
+
+    def _stamp(self, value: bytes, peer: str, now_ms: int) -> Stamp | None:
+        """None if it is nobody's whom we trust, or absurd."""
+        stamp = read_stamp(value) if self._proxies.trusts(peer) else None
+        return stamp if stamp is not None and abs(stamp.at_ms - now_ms) <= FARTHEST_MS else None
 
     @staticmethod
     def _ready(name: str, rules: SiteRules, config: CollectorConfig) -> _Site:

@@ -1,0 +1,315 @@
+"""`ingest`: what nginx kept while no collector answered is taken in as if it had come in then, and counts once."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import ProxyProcess, SandboxProcess, clean_environment, wait_for
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from proxy.cli.ingest import MAX_LINE_BYTES, LineReader, Request, Unusable, lines
+from proxy.collector.collect import Collector
+from proxy.collector.config import CollectorConfig
+from proxy.collector.stamp import FARTHEST_MS, Stamp, read_stamp
+from proxy.hit import Hit
+from proxy.spool.port import SpoolConfig
+
+Serve = Callable[..., ProxyProcess]
+THEN_MS = 1_730_000_000_123
+
+
+def logged(number: int = 1, at_ms: int = THEN_MS, **over: str) -> bytes:
+    """A line as nginx writes it: raw bytes stay what they are, quotes and control characters are escaped."""
+    fields = {
+        "time": "2024-10-27T03:33:20+00:00",
+        "stamp": f"{at_ms // 1000}.{at_ms % 1000:03d} {number:032x}",
+        "method": "GET",
+        "scheme": "https",
+        "host": "shop.example",
+        "uri": f"/e?_n=Lost&n={number}",
+        "address": "192.0.2.7",
+        "user_agent": "Test/1.0",
+        "referer": "https://shop.example/page",
+        "cookie_km_ni": "",
+        "cookie_km_ai": "",
+        "length": "",
+        "body": "",
+        **over,
+    }
+    return json.dumps(fields, ensure_ascii=False).encode("latin-1")
+
+
+def ingest(proxy: ProxyProcess, *arguments: str, said: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "proxy", "ingest", *arguments], env=proxy.environment, input=said, capture_output=True, timeout=60
+    )
+
+
+def report(done: subprocess.CompletedProcess[bytes]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+READER = LineReader(Collector(CollectorConfig(SpoolConfig("memory:"), prefix="/x7")).paths, ())
+
+
+def read(**over: str) -> Request | Unusable:
+    return READER.read(logged(**{"uri": "/x7/e?_n=Lost", **over}))
+
+
+def test_a_line_beside_serve_arrives_as_if_it_had_come_in_then(serve: Serve, sandbox: SandboxProcess, tmp_path: Path) -> None:
+    """Its own time, address, page and visitor; taken in again it is the same to the byte, and the vendor counts it once."""
+    proxy = serve(address_property="_ip", addresses="truncate", redact="secret")
+    log = tmp_path / "lost.jsonl"
+    log.write_bytes(
+        b"\n".join(
+            [
+                logged(1, uri="/e?_n=Lost&n=1&secret=x"),
+                logged(2, method="POST", uri="/e?n=2", body='_n=Lost&quote="\\', length="16", cookie_km_ai="somebody%20known"),
+                logged(3, uri="/e?_n=Lost&n=3&who=Zo\xc3\xab"),
+            ]
+        )
+    )
+    first = ingest(proxy, "--json", str(log))
+    assert (first.returncode, first.stderr) == (0, b"")
+    assert report(first) | {"dry_run": False, "lines": 3, "taken": 3, "dropped": {}, "not_taken": {}} == report(first)
+    beacons = {beacon["params"]["n"]: beacon["params"] for beacon in sandbox.wait(3)}
+    assert {(params["_t"], params["_d"], params["_ip"]) for params in beacons.values()} == {("1730000000", "1", "192.0.2.0")}
+    assert (beacons["2"]["_p"], beacons["2"]["quote"], beacons["3"]["who"]) == ("somebody known", '"\\', "Zoë")
+    assert "secret" not in beacons["1"]
+    assert len(beacons["1"]["_p"]) == 24
+    assert beacons["1"]["_p"] != beacons["3"]["_p"]
+
+    again = ingest(proxy, str(log))
+    assert (again.returncode, again.stdout) == (0, b"3 lines: 3 taken, 0 dropped, 0 cannot be taken.\n")
+    sandbox.wait(6)
+    assert {name: sandbox.report()[name] for name in ("counted", "duplicates")} == {"counted": 3, "duplicates": 3}
+    status = wait_for(lambda: (found := proxy.status())["delivered"] == 6 and found, "the ledger")
+    assert (status["received"], status["refused"]) == (6, 0)
+
+
+def test_consent_and_origins_apply_as_at_the_collector(serve: Serve, tmp_path: Path) -> None:
+    """Who objected then is forgotten now, and counted by the reason."""
+    proxy = serve(upstream="http://127.0.0.1:9", origins="shop.example", consent_cookie="consent=yes")
+    agreed = {"cookie_consent": "yes"}
+    said = b"\n".join(
+        [
+            logged(1, **agreed),
+            logged(2, **agreed, sec_gpc="1"),
+            logged(3, **agreed, origin="https://elsewhere.example"),
+            logged(4, cookie_consent="no"),
+            logged(5),
+        ]
+    )
+    dry = ingest(proxy, "--json", "--dry-run", "-", said=said)
+    assert proxy.status()["received"] == 0
+    done = ingest(proxy, "--json", "-", said=said)
+    assert (dry.returncode, done.returncode) == (1, 1)
+    assert report(dry) == report(done) | {"dry_run": True}
+    assert report(done)["dropped"] == {"gpc": 1, "origin_denied": 1, "no_consent": 1}
+    assert report(done)["not_taken"] == {"no_cookie": 1}
+    status = proxy.status()
+    assert (status["received"], status["pending"], status["dropped"]) == (4, 1, report(done)["dropped"])
+
+
+def test_what_cannot_be_taken_is_counted_and_named_by_line_without_a_visitors_data(serve: Serve, tmp_path: Path) -> None:
+    """One bad line costs nothing but itself."""
+    proxy = serve(upstream="http://127.0.0.1:9")
+    log = tmp_path / "lost.jsonl"
+    log.write_bytes(
+        b"\n".join(
+            [
+                b'{"uri":"/e?_p=someone@example.com"',
+                b"\xff\xfe\x00",
+                b"",
+                logged(1),
+                logged(2, uri="/elsewhere?_p=someone@example.com"),
+                logged(3, method="DELETE"),
+                logged(4, stamp="now"),
+                logged(5, method="POST", body="_n=Cu", length="500"),
+                b"[" * 100_000,
+                b"x" * (MAX_LINE_BYTES + 100_000),
+                logged(6),
+            ]
+        )
+    )
+    done = ingest(proxy, str(log))
+    assert done.returncode == 1
+    said = (done.stdout + done.stderr).decode()
+    assert "10 lines: 2 taken, 0 dropped, 8 cannot be taken." in said
+    assert f"{log}, line 1: malformed" in said
+    assert f"{log}, line 5: no_beacon" in said
+    assert "and 3 more" in said
+    assert "example.com" not in said
+    assert "Traceback" not in said
+    assert proxy.status()["pending"] == 2
+
+
+def test_a_full_spool_stops_it_and_it_says_where_to_go_on(serve: Serve, tmp_path: Path) -> None:
+    """Every line before is stored; from that line on the rest goes in when there is room."""
+    proxy = serve(upstream="http://127.0.0.1:9", max_bytes="1MiB")
+    log = tmp_path / "lost.jsonl"
+    text = "x" * 6000
+    log.write_bytes(b"\n".join(logged(n, uri=f"/e?_n=Lost&n={n}&v={text}") for n in range(1, 601)))
+    done = ingest(proxy, "--json", str(log))
+    stopped = report(done)["stopped"]
+    assert done.returncode == 1
+    assert "max_bytes" in stopped["why"]
+    assert f"beacon-proxy ingest --from-line {stopped['line']} {log}" in done.stderr.decode()
+    assert report(done)["taken"] == stopped["line"] - 1
+    assert 0 < report(done)["taken"] <= proxy.status()["pending"] < 600
+    proxy.environment["BEACON_PROXY_MAX_BYTES"] = "1GiB"
+    rest = ingest(proxy, "--json", "--from-line", str(stopped["line"]), str(log))
+    assert (rest.returncode, report(rest)["taken"]) == (0, 600 - report(done)["taken"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["nowhere.jsonl"], "nowhere.jsonl: No such file"),
+        (["--from-line", "3", "one", "two"], "expected one"),
+        (["--from-line", "0", "one"], "from-line"),
+        ([], "FILE"),
+    ],
+)
+def test_mistakes_are_told_with_what_was_expected(tmp_path: Path, arguments: list[str], expected: str) -> None:
+    """Exit status 2, no traceback, nothing stored."""
+    (tmp_path / "spool").mkdir()
+    environment = clean_environment(BEACON_PROXY_SPOOL=f"sqlite:{tmp_path}/spool")
+    done = subprocess.run([sys.executable, "-m", "proxy", "ingest", *arguments], env=environment, capture_output=True, timeout=60)
+    said = " ".join(done.stderr.decode().replace("│", " ").split())
+    assert (done.returncode, expected in said, "Traceback" in said) == (2, True, False)
+
+
+def test_a_spool_that_nobody_delivers_from_is_refused(tmp_path: Path) -> None:
+    """Whoever stands in the wrong directory would believe the beacons on their way."""
+    for spool, expected in ((f"sqlite:{tmp_path}/elsewhere", "none yet"), ("memory:", "memory:")):
+        environment = clean_environment(BEACON_PROXY_SPOOL=spool)
+        done = subprocess.run(
+            [sys.executable, "-m", "proxy", "ingest", "-"], env=environment, input=b"", capture_output=True, timeout=60
+        )
+        assert (done.returncode, expected in done.stderr.decode()) == (2, True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_another_users_spool_is_refused_with_the_way_to_do_it(serve: Serve, tmp_path: Path) -> None:
+    """A lane of root's would be one that the service cannot read."""
+    proxy = serve()
+    os.chown(tmp_path / "spool", 65534, -1)
+    done = ingest(proxy, "-")
+    assert done.returncode == 2
+    assert "sudo -u nobody beacon-proxy ingest -" in done.stderr.decode()
+    os.chown(tmp_path / "spool", 0, -1)
+
+
+def test_a_body_keeps_every_byte_and_a_cut_one_is_not_taken() -> None:
+    """An identity that was cut off could be somebody else's."""
+    whole = read(method="POST", body="_p=\xff\x01\n", length="6")
+    assert isinstance(whole, Request)
+    assert whole.body == b"_p=\xff\x01\n"
+    assert read(method="POST", body="_p=", length="6") is Unusable.CUT
+
+
+def test_paths_are_read_as_the_server_reads_them() -> None:
+    """What a collector would have answered with the GIF is a beacon, and nothing else is."""
+    request = read(uri="/x7/%65?a=b#c d&_n=\xc3\xab")
+    assert isinstance(request, Request)
+    assert (request.kind, request.query) == ("e", b"a=b%23c%20d&_n=%C3%AB")
+    for uri in ("/e?_n=a", "/x7/e/?_n=a", "/x7/", "", "//x7/e", "/x7/k.js"):
+        assert read(uri=uri) is Unusable.NO_BEACON
+
+
+@given(st.binary(max_size=300) | st.builds(lambda a, b, c: a + b + c, st.just(logged()[:150]), st.binary(), st.just(b'"}')))
+@example(b'{"a":' * 500)
+@example(b'{"uri":"\\ud800"}')
+@example(b'{"uri":"/x7/e","method":"GET","stamp":"\\u20ac"}')
+def test_any_bytes_are_a_request_or_a_reason(raw: bytes) -> None:
+    """A log may be cut, mixed up, or written by somebody else; no line is fatal."""
+    assert isinstance(READER.read(raw), Request | Unusable)
+
+
+TEXT = st.text(st.characters(max_codepoint=255, exclude_characters=" \t\r\n#?"), max_size=50)
+
+
+@given(query=TEXT, body=TEXT, agent=TEXT, method=st.sampled_from(["GET", "POST"]), at_ms=st.integers(10**12, 2 * 10**12))
+def test_a_written_line_is_read_back_to_the_byte(query: str, body: str, agent: str, method: str, at_ms: int) -> None:
+    """Else what was ingested would differ from what a collector stored, and count twice."""
+    line = logged(7, at_ms, method=method, uri=f"/x7/s?{query}", body=body, length=str(len(body)), user_agent=agent)
+    request = READER.read(line)
+    assert isinstance(request, Request)
+    assert (request.kind, request.body, request.at_ms) == ("s", body.encode("latin-1"), at_ms)
+    assert request.headers.get(b"user-agent", b"") == agent.encode("latin-1")
+    assert request.headers[b"x-beacon-stamp"] == f"{at_ms // 1000}.{at_ms % 1000:03d} {7:032x}".encode()
+
+
+@given(st.lists(st.integers(0, 3 * MAX_LINE_BYTES // 2), max_size=4))
+def test_a_long_line_is_bounded_and_the_next_one_found(lengths: list[int]) -> None:
+    """A line without an end must not fill the memory, nor shift the numbers of those after it."""
+    import io
+
+    found = list(lines(io.BytesIO(b"".join(b"x" * length + b"\n" for length in lengths))))
+    assert [min(length, MAX_LINE_BYTES + 2) for length in lengths] == [len(line.removesuffix(b"\n")) for line in found]
+
+
+def collected(stamp: bytes, peer: str = "127.0.0.1", now_ms: int = THEN_MS) -> Hit:
+    collector = Collector(CollectorConfig(SpoolConfig("memory:"), trusted_proxies=("127.0.0.0/8",)))
+    hit = collector.collect("e", b"_n=a", b"", {b"x-beacon-stamp": stamp}, peer, now_ms).found
+    assert isinstance(hit, Hit)
+    return hit
+
+
+def test_two_collectors_make_the_same_of_a_stamped_request() -> None:
+    """The first may have stored it and lost its answer; the copy at the second must count for nothing."""
+    stamp = b"1730000000.123 0123456789abcdef0123456789abcdef"
+    assert collected(stamp) == collected(stamp, now_ms=THEN_MS + 9_000)
+    assert collected(stamp).received_ms == THEN_MS
+    assert collected(stamp).identity != collected(stamp.replace(b"9", b"8")).identity
+    assert "0123456789abcdef" not in collected(stamp).identity
+
+
+@pytest.mark.parametrize(
+    ("stamp", "peer", "now_ms"),
+    [
+        (b"1730000000.123 0123456789abcdef0123456789abcdef", "192.0.2.1", THEN_MS),
+        (b"1730000000.123 0123456789abcdef0123456789abcdef", "127.0.0.1", THEN_MS + FARTHEST_MS + 1),
+        (b"1730000000.123 0123456789abcdef0123456789abcdeg", "127.0.0.1", THEN_MS),
+        (b"1730000000 0123456789abcdef0123456789abcdef", "127.0.0.1", THEN_MS),
+        (b"", "127.0.0.1", THEN_MS),
+    ],
+)
+def test_a_stamp_that_is_not_believed_changes_nothing(stamp: bytes, peer: str, now_ms: int) -> None:
+    """A visitor's own stamp, or one far from our clock."""
+    assert collected(stamp, peer, now_ms).received_ms == now_ms
+    assert collected(stamp, peer, now_ms).identity != collected(stamp, peer, now_ms).identity
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_a_stamp_or_none(raw: bytes) -> None:
+    """Read from a header."""
+    assert isinstance(read_stamp(raw), Stamp | None)
+
+
+def test_it_takes_a_lane_of_its_own_while_serve_answers(serve: Serve, sandbox: SandboxProcess, tmp_path: Path) -> None:
+    """Neither waits for the other, and the ledger balances over both."""
+    proxy = serve()
+    log = tmp_path / "lost.jsonl"
+    log.write_bytes(b"\n".join(logged(n, at_ms=time.time_ns() // 1_000_000) for n in range(1, 2001)))
+    with subprocess.Popen([sys.executable, "-m", "proxy", "ingest", str(log)], env=proxy.environment, stdout=-3) as running:
+        sent = 0
+        with httpx.Client() as client:
+            while running.poll() is None:
+                assert client.get(f"{proxy.url}/e?_n=Live&_p=me&n={sent}").status_code == 200
+                sent += 1
+        assert running.returncode == 0
+    wait_for(lambda: sandbox.report()["counted"] == 2000 + sent, "all at the vendor")
+    status = wait_for(lambda: (found := proxy.status())["delivered"] == 2000 + sent and found, "the ledger")
+    assert (status["received"], status["pending"], status["dead"]) == (2000 + sent, 0, 0)
+    assert (tmp_path / "spool" / "lane-0001.db").exists()
