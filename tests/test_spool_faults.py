@@ -326,7 +326,7 @@ def test_a_full_disk_refuses_the_new_and_lets_settlements_through(small_disk: Pa
 
 
 def test_the_reserve_is_for_what_was_promised(small_disk: Path) -> None:
-    """Somebody reads the lane, so its log must grow to settle anything: the reserve gives the room, and new beacons wait for it."""
+    """Somebody reads the lane, so its log must grow to settle anything: the reserve gives the room, and new beacons wait."""
     spool = small_disk / "spool"
     lane, outlet = Lane(spool), SqliteOutlet(spool)
     stored = _fill_to_the_last_byte(small_disk, lane)
