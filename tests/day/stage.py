@@ -1,4 +1,4 @@
-"""What stands on the stage of the day: the installed package, a service manager, nginx with TLS, the status page's photographer."""
+"""What stands on the stage of the day: the installed package, a service manager, nginx with TLS, a photographer."""
 
 import os
 import shutil
@@ -108,12 +108,9 @@ class Nginx:
         self.port, plain = free_port(), free_port()
         self.lost = place / "beacon-lost.jsonl"
         self.certificate, key = place / "site.pem", place / "site.key"
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={HOST}"]
-            + ["-addext", f"subjectAltName=DNS:{HOST}", "-keyout", str(key), "-out", str(self.certificate)],
-            check=True,
-            capture_output=True,
-        )
+        subject = ["-subj", f"/CN={HOST}", "-addext", f"subjectAltName=DNS:{HOST}"]
+        made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
+        subprocess.run([*made, "-keyout", key, "-out", self.certificate], check=True, capture_output=True)
         said = {
             "127.0.0.1:8000": f"127.0.0.1:{collector}",
             "listen [::]:80;": "",
