@@ -1,4 +1,4 @@
-"""The files in deploy/, in the real programs: nginx before real collectors, with only ports, paths and the certificate changed."""
+"""The files in deploy/, in the real programs: nginx before real collectors, with only ports and paths changed."""
 
 import contextlib
 import json
@@ -48,9 +48,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "-nodes",
             "-days",
             "2",
-        ]
-        + ["-subj", "/CN=www.example.com", "-addext", "subjectAltName=DNS:www.example.com,IP:127.0.0.1"]
-        + ["-keyout", str(place / "key.pem"), "-out", str(place / "cert.pem")],
+            *("-subj", "/CN=www.example.com", "-addext", "subjectAltName=DNS:www.example.com,IP:127.0.0.1"),
+            *("-keyout", str(place / "key.pem"), "-out", str(place / "cert.pem")),
+        ],
         check=True,
         capture_output=True,
     )
@@ -115,8 +115,9 @@ class Nginx:
                 "/dev/null",
                 "-w",
                 "%{http_version} %{http_code}\\n",
-            ]
-            + ["--resolve", f"www.example.com:{self.port}:127.0.0.1", *arguments, f"https://www.example.com:{self.port}{target}"],
+                *("--resolve", f"www.example.com:{self.port}:127.0.0.1", *arguments),
+                f"https://www.example.com:{self.port}{target}",
+            ],
             capture_output=True,
             text=True,
             timeout=60,
@@ -125,6 +126,7 @@ class Nginx:
         return done.stdout.strip()
 
     def lost_lines(self) -> list[dict[str, Any]]:
+        """nginx writes a line just after the answer: wait for those that are expected."""
         return [json.loads(line) for line in self.lost.read_bytes().decode("latin-1").splitlines()]
 
     def reload(self) -> None:
@@ -215,7 +217,7 @@ def test_limits_of_size_and_of_requests_from_one_address(serve: Serve, nginx: Ca
     statuses = flood.split()[1::2]
     assert set(statuses) == {"200", "429"}
     assert statuses.count("200") >= 200
-    assert len(front.lost_lines()) == statuses.count("200")
+    wait_for(lambda: len(front.lost_lines()) == statuses.count("200"), "the lines")
     with front.client("127.0.0.8") as client:
         limited = wait_for(lambda: (got := client.get(f"{front.url}/e?_n=n&_p=p")).status_code == 429 and got, "the limit")
     assert is_pixel(limited)
@@ -256,8 +258,8 @@ def test_what_nobody_took_is_answered_logged_and_ingested_once(
     second.kill()
     body = "_n=Large&_p=me&v=" + '%C3%AB\x01"\\' * 6_000
     with front.client("127.0.0.10") as client:
-        client.headers |= {"user-agent": 'Te"st\\1', "accept-language": "nl", "referer": "https://www.example.com/tea?x=1"}
-        client.headers |= {"cookie": "km_ai=known%20one; session=secret"}
+        client.headers.update({"user-agent": 'Te"st\\1', "referer": "https://www.example.com/tea?x=1"})
+        client.headers["cookie"] = "km_ai=known%20one; session=secret"
         answers = [client.get(f"{front.url}/e?_n=Get")]
         del client.headers["cookie"]
         answers += [client.get(f"{front.url}/e?_n=New")]
@@ -268,7 +270,7 @@ def test_what_nobody_took_is_answered_logged_and_ingested_once(
         assert client.get(f"{front.url}/s?_p=me&k=v", headers={"sec-gpc": "1"}).status_code == 200
         assert client.get(f"{front.url}/elsewhere").status_code == 502
         assert client.get(f"{front.url}/fallback").status_code == 404
-    logged = front.lost_lines()
+    logged = wait_for(lambda: len(found := front.lost_lines()) == 5 and found, "the lines")
     assert [(line["method"], line["uri"]) for line in logged] == [
         ("GET", "/x7/e?_n=Get"),
         ("GET", "/x7/e?_n=New"),
@@ -300,10 +302,9 @@ def test_a_spool_that_refuses_is_a_case_for_the_log_too(serve: Serve, nginx: Cal
     with front.client("127.0.0.11") as client:
         for n in range(40):
             assert client.post(f"{front.url}/e?_n=n{n}&_p=p", content=b"v=" + b"x" * 60_000).status_code == 200
-    logged = front.lost_lines()
+    logged = wait_for(lambda: len(found := front.lost_lines()) == 40 - proxy.status()["pending"] and found, "each in one place")
     assert 0 < len(logged) < 40
     assert all(len(line["body"]) == 60_002 for line in logged)
-    wait_for(lambda: proxy.status()["pending"] == 40 - len(logged), "the others in the spool")
 
 
 class Mute:
@@ -354,7 +355,7 @@ def test_a_beacon_that_was_stored_but_not_answered_counts_once(
 def test_nothing_stored_and_nothing_lost_by_a_reload_under_load(
     serve: Serve, sandbox: SandboxProcess, nginx: Callable[..., Nginx]
 ) -> None:
-    """Every 200 is at the vendor or in the fallback log, however often the configuration is read anew; here even without a log."""
+    """Every 200 is at the vendor or in the fallback log, however often the configuration is read anew."""
     proxy = serve(prefix="/x7", durability="os")
     front = nginx(proxy.port)
     answered: list[str] = []
@@ -399,7 +400,7 @@ def test_no_log_but_the_fallbacks_has_a_query_or_an_address(
     front.reload()
     access = (front.place / "beacon-access.log").read_text()
     assert " GET /x7/e 200 " in access
-    assert len(front.lost_lines()) == 1
+    wait_for(lambda: len(front.lost_lines()) == 1, "the line")
     for path in front.place.iterdir():
         if path.is_file() and path not in (front.lost, front.place / "nginx.pid"):
             text = path.read_text("utf-8", "replace")
@@ -414,6 +415,31 @@ def test_the_example_for_caddy_is_one_that_caddy_takes(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert (done.returncode, "Valid configuration" in done.stdout + done.stderr) == (0, True), done.stderr
     assert "not formatted" not in done.stderr
+
+
+def test_a_beacon_comes_in_by_caddy_and_its_claims_are_not_believed(
+    serve: Serve, sandbox: SandboxProcess, tmp_path: Path
+) -> None:
+    """The same file, by http and on another port."""
+    proxy = serve(prefix="/x7", address_property="_ip")
+    port = free_port()
+    file = tmp_path / "Caddyfile"
+    text = (DEPLOY / "caddy" / "Caddyfile").read_text()
+    text = text.replace("www.example.com {", f"http://127.0.0.1:{port} {{").replace("127.0.0.1:8000", f"127.0.0.1:{proxy.port}")
+    file.write_text("{\n\tadmin off\n\tdefault_bind 127.0.0.1\n}\n" + text)
+    environment = {**os.environ, "HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+    command = [need("caddy", "caddy"), "run", "--config", str(file), "--adapter", "caddyfile"]
+    with (tmp_path / "caddy.log").open("wb") as log:
+        caddy = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        wait_for(lambda: listening(port), "caddy")
+        claims = {"X-Forwarded-For": "192.0.2.66", "Forwarded": "for=192.0.2.67", "X-Beacon-Stamp": f"1000000000.000 {0:032x}"}
+        assert is_pixel(httpx.get(f"http://127.0.0.1:{port}/x7/e?_n=Viewed&_p=me", headers=claims))
+        [beacon] = sandbox.wait(1)
+        assert beacon["params"]["_ip"] == "127.0.0.1"
+    finally:
+        caddy.terminate()
+        caddy.wait(timeout=20)
 
 
 def test_the_example_for_traefik_is_yaml_whose_names_agree() -> None:
