@@ -100,4 +100,6 @@ def _listening(fd: int) -> socket.socket:
         what = "a socket that does not listen for connections"
     except OSError as error:
         what = error.strerror or str(error)
-    raise SettingsError(f"LISTEN_FDS: file descriptor {fd}: found {what}; expected ListenStream= with Accept=no in the socket unit.")
+    raise SettingsError(
+        f"LISTEN_FDS: file descriptor {fd}: found {what}; expected ListenStream= with Accept=no in the socket unit."
+    )
