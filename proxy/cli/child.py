@@ -1,4 +1,5 @@
-"""A process of `serve`: `python -m proxy.cli.child collector FD | forwarder | admin FD [--beat FD]`.
+"""A process of `serve`: `python -m proxy.cli.child collector FD | forwarder | admin FD [--beat FD]`; and `trial`, which only
+loads what a forwarder would load, to see whether it can.
 
 Its configuration comes as one JSON line on standard input, so no key stands in any environment or argument list. Standard input
 then stays open: its end means that the supervisor is gone, and the process stops by itself. Each role imports what it needs and
@@ -18,7 +19,7 @@ import msgspec
 
 from proxy.admin.config import AdminConfig
 from proxy.collector.config import CollectorConfig
-from proxy.enrich import EnricherError
+from proxy.enrich import EnricherError, load
 from proxy.forward.config import ForwarderConfig
 from proxy.log import configure, log
 from proxy.spool import open_intake, open_outlet
@@ -155,6 +156,8 @@ def main() -> int:
                 admin = msgspec.json.decode(line, type=AdminConfig)
                 configure(admin.log_level)
                 runner.run(run_admin(admin, int(arguments[0]), beat))
+            elif role == "trial":
+                load(msgspec.json.decode(line, type=ForwarderConfig).enrich)
             else:
                 forwarding = msgspec.json.decode(line, type=ForwarderConfig)
                 configure(forwarding.log_level)

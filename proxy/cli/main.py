@@ -75,24 +75,14 @@ def forward(config: ConfigOption = None) -> None:
 
     If another forwarder is at work on the spool, this one waits and takes over when that one ends. Needs api_key.
     """
-    import asyncio
-    import signal
-    from collections.abc import Callable
-
-    from proxy.cli.child import loop_factory, run_forwarder
+    from proxy.cli.forward import run
     from proxy.log import configure, log
 
     loaded = settings.load(config)
     configure(loaded.log_level)
     forwarding = loaded.forwarder()
-
-    def until(stop: Callable[[], None]) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop)
-
     log.info("forwarding", spool=loaded.spool)
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(run_forwarder(forwarding, until))
+    run(forwarding)
 
 
 @app.command()

@@ -18,11 +18,9 @@ import msgspec
 from proxy.admin.config import AdminConfig
 from proxy.cli.child import EX_CONFIG
 from proxy.cli.service import Service, held_sockets
-from proxy.enrich import EnricherError
 from proxy.log import log
 from proxy.settings import PREFIX, Settings, SettingsError, variable
 from proxy.spool import prepare
-from proxy.spool.port import SpoolError
 
 BACKLOG = 2048
 BIND_PATIENCE_S = 3.0
@@ -31,6 +29,10 @@ RESTART_PAUSE_S = 0.5
 """Before a child that died young is started again."""
 HANG_S = 60.0
 """A child whose event loop has not turned for so long hangs, and is killed."""
+ASLEEP_S = 5.0
+"""A supervisor that was not called for so long was suspended, and its children with it: that is not their hanging."""
+TRIAL_S = 10.0
+"""Longest that a trial of new settings may take."""
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 Reload = Callable[[], Settings]
 """Reads the settings anew. Raises SettingsError."""
@@ -44,10 +46,13 @@ class _Child:
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     due: float = 0.0
+    """When it may be started."""
     pulse: int = -1
     """Where it writes a byte each second."""
-    beaten: float = 0.0
-    """When it last did; 0: not yet."""
+    beats: bool = False
+    """Whether it has begun to: it does its work."""
+    patience_from: float = 0.0
+    """When it last did, or was started."""
     replaced: bool = False
     """It was told to end, so that one with a new configuration can take its place."""
 
@@ -88,6 +93,7 @@ class Supervisor:
             )
         self._settings, self._reload = settings, reload
         self._service = Service()
+        self._felt = time.monotonic()
         prepare(settings.spool_config())
         configs = _configs(settings)  # before a port is taken: this is what may be wrong
         held = held_sockets()
@@ -121,9 +127,9 @@ class Supervisor:
                     status = 1
                     break
                 self._feel_pulses()
-                self._service.say_alive()
+                self._service.alive()
         finally:
-            self._service.say("STOPPING=1")
+            self._service.stopping()
             for listener in self._listeners:
                 listener.close()
             self._stop()
@@ -133,13 +139,14 @@ class Supervisor:
         now = time.monotonic()
         for child in self._children:
             if child.process is None and now >= child.due:
-                child.started, child.beaten, child.replaced = now, 0.0, False
+                child.started = child.patience_from = now
+                child.beats = child.replaced = False
                 child.pulse, beat = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
                 child.process = subprocess.Popen(
                     [sys.executable, "-m", "proxy.cli.child", *child.arguments, "--beat", str(beat)],
                     stdin=subprocess.PIPE,
                     pass_fds=[beat, *(int(argument) for argument in child.arguments[1:])],
-                    env={name: value for name, value in os.environ.items() if not name.startswith(PREFIX)},
+                    env=_environment(),
                 )
                 os.close(beat)
                 assert child.process.stdin is not None  # noqa: S101 - for the type checker
@@ -153,33 +160,36 @@ class Supervisor:
     def _feel_pulses(self) -> None:
         """Ready once all are at work; who has hung for long is killed, and restarted like any that died."""
         now = time.monotonic()
+        slept, self._felt = now - self._felt, now
         for child in self._children:
+            child.patience_from += slept if slept > ASLEEP_S else 0.0
             if child.process is None:
                 continue
             try:
                 if os.read(child.pulse, 4096):
-                    child.beaten = now
+                    child.beats, child.patience_from = True, now
             except BlockingIOError:
-                if now - max(child.beaten, child.started) > HANG_S:
+                if now - child.patience_from > HANG_S:
                     log.error("killed: it hangs", process=child.name, pid=child.process.pid)
                     child.process.kill()
-        if all(child.beaten for child in self._children):
-            self._service.say("READY=1")
+        if all(child.beats and not child.replaced for child in self._children):
+            self._service.ready()
 
     def _read_settings_anew(self) -> None:
         """Replace the processes whose configuration changed. Where settings are wrong, or need a restart, all stays as it is."""
         if self._reload is None:
             return
+        self._service.reloading()
         try:
             settings = self._reload()
             configs = _configs(settings)
-        except (SettingsError, SpoolError, EnricherError) as error:
+            for name in ("spool", "host", "port", "admin_host", "admin_port", "workers"):
+                if getattr(settings, name) != getattr(self._settings, name):
+                    raise SettingsError(f"{name}: a change of this setting needs a restart")
+            _try(configs["forwarder"])
+        except SettingsError as error:
             log.error("settings not taken: all goes on as before", reason=str(error))
             return
-        for name in ("spool", "host", "port", "admin_host", "admin_port", "workers"):
-            if getattr(settings, name) != getattr(self._settings, name):
-                log.error("settings not taken: a change of this one needs a restart", setting=name)
-                return
         self._settings = settings
         changed = [child for child in self._children if child.config != configs[child.arguments[0]]]
         for child in changed:
@@ -231,7 +241,25 @@ def _configs(settings: Settings) -> dict[str, bytes]:
     return {role: msgspec.json.encode(config) + b"\n" for role, config in configs.items()}
 
 
+def _try(config: bytes) -> None:
+    """Let a process of its own load what the forwarder would load, a database for example. Raises SettingsError if it cannot."""
+    command = [sys.executable, "-m", "proxy.cli.child", "trial"]
+    try:
+        trial = subprocess.run(command, input=config, stderr=subprocess.PIPE, env=_environment(), timeout=TRIAL_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise SettingsError(f"what they name was not loaded within {TRIAL_S:g} s") from None
+    if trial.returncode:
+        raise SettingsError(trial.stderr.decode("utf-8", "replace").strip().removeprefix("beacon-proxy: "))
+
+
+def _environment() -> dict[str, str]:
+    """A child's: no setting, since it may be a key."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+
+
 def _url(listener: socket.socket) -> str:
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{listener.getsockname()}"
     address, port = listener.getsockname()[:2]
     return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 

@@ -36,6 +36,9 @@ MAX_CHUNKED_BYTES = 1024 * 1024
 REQUEST_S = 15.0
 """A request that has not arrived whole by then is cut off (a sweep looks every SWEEP_S)."""
 SWEEP_S = 2.5
+LINGER_S = 1.0
+"""At the end, a connection without a request is kept so long for one that is on its way: it would be lost with the connection."""
+CLOSE = (b"connection", b"close")
 SPARE_FDS = 64
 """Descriptors that connections leave to the process."""
 TOO_LARGE_HEAD = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
@@ -127,6 +130,8 @@ class BeaconProtocol(HttpToolsProtocol):
             head = UPGRADE.sub(b"", head)
         self._message_complete = False
         super().data_received(head)
+        if self._closing and self.cycle is not None:
+            self.cycle.keep_alive = False
         if not self._message_complete:
             lengths = [value for name, value in self.headers if name == b"content-length"]
             self._body_left = int(lengths[0]) if lengths else UNTIL_THE_END
@@ -144,7 +149,8 @@ class BeaconProtocol(HttpToolsProtocol):
         self._pending = False
         self._served += 1
         assert self.express is not None  # noqa: S101 - for the type checker
-        answer = self.express.answer(self, error, self.server_state.default_headers)
+        dated = self.server_state.default_headers
+        answer = self.express.answer(self, error, [*dated, CLOSE] if self._closing else dated)
         if self.transport.is_closing():
             return
         self.server_state.total_requests += 1
@@ -157,10 +163,19 @@ class BeaconProtocol(HttpToolsProtocol):
             self.data_received(held)  # at once: what arrives next must not overtake it
 
     def shutdown(self) -> None:
-        if self._pending:
-            self._closing = True
-        else:
+        """One more request may come, and is answered as the connection's last."""
+        self._closing = True
+        if self._at_rest():
+            self.loop.call_later(LINGER_S, self._close_if_at_rest)
+        elif not self._pending:
             super().shutdown()
+
+    def _close_if_at_rest(self) -> None:
+        if self._at_rest():
+            self.transport.close()
+
+    def _at_rest(self) -> bool:
+        return not self._pending and (self.cycle is None or self.cycle.response_complete)
 
     def on_message_complete(self) -> None:
         self._message_complete = True

@@ -32,12 +32,12 @@ def main() -> int:
     console, began = Console(highlight=False), time.monotonic()
 
     def tell(text: str) -> None:
-        console.print(f"[dim]{time.monotonic() - began:6.1f} s[/]  {text}")
+        console.print(f"[dim]{time.monotonic() - began:6.1f} s[/]  {text}", soft_wrap=True)
 
     with tempfile.TemporaryDirectory(prefix="beacon-proxy-day-") as place:
         account = asyncio.run(Day(Path(place), asked.rate, asked.away, asked.pictures, tell).run())
     for name, value in account.items():
-        console.print(f"{name:<28} {json.dumps(value)}")
+        console.print(f"{name:<22} {json.dumps(value)}", soft_wrap=True)
     if asked.keep:
         command = f"python -m tests.day --rate {asked.rate:g} --away {asked.away:g}"
         asked.keep.write_text(json.dumps({"command": command, **account}, indent=1) + "\n")

@@ -74,7 +74,7 @@ class Day:
         upstream.ask("fault ok")
         await self._phase(driver, "calm again", 2)
         self._account["dead"] = self._status()["dead"]
-        replayed = installation.run("dead", "replay", "--json", "--config", str(self._config))
+        replayed = await asyncio.to_thread(installation.run, "dead", "replay", "--json", "--config", str(self._config))
         self._account["replayed"] = json.loads(replayed)["replayed"]
         self._tell("the key is rotated")
         self._key.write_text(KEYS[1])
@@ -85,10 +85,11 @@ class Day:
         await self._phase(driver, "no collector", 5)
         service.start()
         await self._phase(driver, "back", 3)
-        ingested = installation.run("ingest", "--json", "--config", str(self._config), str(nginx.reopen_logs()))
+        lost = await asyncio.to_thread(nginx.reopen_logs)
+        ingested = await asyncio.to_thread(installation.run, "ingest", "--json", "--config", str(self._config), str(lost))
         self._account["ingested"] = json.loads(ingested)
         await self._picture("4-evening")
-        await self._picture("5-evening-phone", 375)
+        await self._picture("5-evening-on-a-phone", 375, 800)
 
     def _write_settings(self, upstream: str) -> None:
         self._key.write_text(KEYS[0])
@@ -118,8 +119,8 @@ class Day:
         service.start()
         await asyncio.sleep(3)
 
-    async def _picture(self, name: str) -> None:
-        await asyncio.to_thread(self._pictures.take, name, *([375, 800] if "phone" in name else []))
+    async def _picture(self, name: str, width: int = 1280, height: int = 900) -> None:
+        await asyncio.to_thread(self._pictures.take, name, width, height)
 
     def _status(self) -> Account:
         from proxy.admin.summary import read

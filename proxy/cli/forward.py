@@ -1,0 +1,32 @@
+"""`forward`: a forwarder alone, told by signals when to stop; the service manager is told how it is."""
+
+import asyncio
+import signal
+from collections.abc import Callable
+
+from proxy.cli.child import loop_factory, run_forwarder
+from proxy.cli.service import Service
+from proxy.forward.config import ForwarderConfig
+
+
+def run(config: ForwarderConfig) -> None:
+    """Until SIGTERM or SIGINT. One that waits for its turn at the spool counts as ready: it stands by."""
+    service = Service()
+
+    def until(stop: Callable[[], None]) -> None:
+        def told() -> None:
+            service.stopping()
+            stop()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, told)
+
+    async def attended() -> None:
+        attending = asyncio.create_task(service.attend())
+        try:
+            await run_forwarder(config, until)
+        finally:
+            attending.cancel()
+
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(attended())
