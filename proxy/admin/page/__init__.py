@@ -8,8 +8,9 @@ import asyncio
 import time
 from importlib.resources import files
 
+import msgspec
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from proxy.admin.page.guard import foreign, strange_host
@@ -92,7 +93,7 @@ def _replay(look: Look, reason: str) -> int:
 
 
 def _json(told: object, status: int = 200) -> Response:
-    return JSONResponse(told, status, HEADERS)
+    return Response(msgspec.json.encode(told), status, HEADERS, "application/json")
 
 
 def _refused(why: str) -> Response:
