@@ -1,4 +1,4 @@
-// A small live chart: one line over time, with an area below, its top value, and a readout under the pointer.
+// A small live chart: one line over time, the area below it, and a readout under the pointer.
 // Everything is drawn by attributes of SVG elements, so it needs no inline style.
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -10,10 +10,10 @@ function svg(name, attributes) {
   return element;
 }
 
-/** The next of 1, 2, 5, 10, 20, … : a scale that does not jump with each value. */
+/** The next of 1, 1.5, 2, 3, 4, 6, 8, 10, 15, … : a scale that does not jump with each value. */
 export function ceiling(value) {
   const power = 10 ** Math.floor(Math.log10(Math.max(value, 1)));
-  return power * [1, 2, 5, 10].find(step => step * power >= value);
+  return power * [1, 1.5, 2, 3, 4, 6, 8, 10].find(step => step * power >= value);
 }
 
 export class Chart {
@@ -45,6 +45,7 @@ export class Chart {
   /** points: [milliseconds, value] in order; shown from `from` to `to`, to the right. */
   draw(points, from, to) {
     this.points = points;
+    this.minutes = `${Math.round((to - from) / 60_000)} min`;
     this.at = time => (time - from) / (to - from) * WIDTH;
     this.top = ceiling(points.reduce((most, [, value]) => Math.max(most, value), 0));
     const path = points.map(([time, value]) =>
@@ -71,7 +72,7 @@ export class Chart {
     this.cursor.setAttribute("x2", this.at(shown[0]));
     const ago = Math.round((last[0] - shown[0]) / 1000);
     this.value.textContent = this.words(shown[1]);
-    this.scale.textContent = this.pointed == null ? `5 min, up to ${this.words(this.top)}` : ago ? `${ago} s before` : "now";
+    this.scale.textContent = this.pointed == null ? `${this.minutes}, up to ${this.words(this.top)}` : ago ? `${ago} s before` : "now";
     this.image.setAttribute("aria-label", `${this.title}: ${this.words(last[1])} now; the scale ends at ${this.words(this.top)}`);
   }
 }

@@ -2,7 +2,7 @@
 
 import { Chart } from "./chart.js";
 
-const EVERY_MS = 1000, SPAN_MS = 300_000, ANSWER_MS = 6000, HEADER = { "x-beacon-proxy-page": "1" };
+const EVERY_MS = 1000, LEAST_SPAN_MS = 60_000, SPAN_MS = 300_000, ANSWER_MS = 6000, HEADER = { "x-beacon-proxy-page": "1" };
 const MASK = "•••";
 const byId = id => document.getElementById(id);
 
@@ -35,7 +35,6 @@ function size(bytes) {
   return `${bytes < 10 ? one.format(bytes) : Math.round(bytes)} ${units[unit]}`;
 }
 
-const clock = ms => new Date(ms).toLocaleTimeString("en-GB");
 const moment = ms => new Date(ms).toISOString().replace("T", " ").replace(/\.\d+Z/, " UTC");
 // What would turn the direction of the text around it, or is no character to see.
 const visible = text => text.replace(/[\p{Cc}\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/gu, "\ufffd");
@@ -85,7 +84,8 @@ function drawCharts(history) {
   last = history.last;
   samples = [...samples, ...history.samples].slice(-300);
   if (!samples.length) return;
-  const to = samples.at(-1)[0], from = to - SPAN_MS;
+  const to = samples.at(-1)[0], known = to - samples[0][0];
+  const from = to - Math.min(SPAN_MS, Math.max(LEAST_SPAN_MS, known));
   const within = samples.filter(([at]) => at >= from);
   const rates = column => within.slice(1).map((sample, i) => {
     const seconds = (sample[0] - within[i][0]) / 1000;
@@ -95,7 +95,10 @@ function drawCharts(history) {
   charts[3].draw(within.map(sample => [sample[0], sample[4]]), from, to);
 }
 
-function showVerdict({ level, headline, detail }) {
+function showVerdict({ level, headline, detail }, ready) {
+  byId("ready").hidden = ready == null;
+  say(byId("ready"), ready ? "ready" : "not ready");
+  byId("ready").className = `pill ${ready ? "ok" : "bad"}`;
   byId("verdict").dataset.level = level;
   const icon = `page/icon-${level}.svg`;
   for (const [id, attribute] of [["icon", "href"], ["verdict-icon", "src"]])
@@ -131,19 +134,17 @@ function showUpstreams(upstreams) {
     const good = up.state === "closed";
     const since = up.since_s != null ? ` for ${span(up.since_s)}` : "";
     const why = up.last_failure ? (good ? `last failure: ${up.last_failure}` : `reason: ${up.last_failure}`) : "no failure";
-    const drains = !up.pending ? "nothing waits" : up.eta_s == null ? "not now" : `about ${span(Math.max(1, up.eta_s))}`;
+    const drains = !up.pending ? "–" : !good ? "when it is back" : up.eta_s == null ? "not now" : `about ${span(Math.max(1, up.eta_s))}`;
     return make("article", "upstream",
       make("h3", "", foreign(up.url)),
-      make("p", "", make("span", `pill ${good ? "ok" : "warn"}`, up.words + since), " ", make("span", "note", foreign(why))),
+      make("p", "", make("span", `pill ${good ? "ok" : "warn"}`, up.words + since), make("span", "note", foreign(why))),
       make("dl", "figures",
         figure("waiting", number(up.pending)),
         figure("drains in", drains),
         figure("delivered / s", rate(up.per_second)),
         figure("in flight", `${number(up.in_flight)}`, ` of ${number(up.limit)}`),
-        figure("answers, p50", time(up.answer?.p50_s)),
-        figure("answers, p99", time(up.answer?.p99_s)),
-        figure("receipt to delivery, p50", time(up.delivery?.p50_s)),
-        figure("receipt to delivery, p99", time(up.delivery?.p99_s))));
+        figure("answers in", time(up.answer?.p50_s), up.answer && ` p99 ${time(up.answer.p99_s)}`),
+        figure("delivered after", time(up.delivery?.p50_s), up.delivery && ` p99 ${time(up.delivery.p99_s)}`)));
   }));
 }
 
@@ -157,13 +158,22 @@ function showOutcomes(outcomes) {
   for (const header of byId("outcomes").querySelectorAll("th")) header.scope = "row";
 }
 
-function showDisk(commit, spool) {
+function showDisk(commit, spool, shared) {
   say(byId("commit-p50"), time(commit?.p50_s));
   say(byId("commit-p99"), time(commit?.p99_s));
   say(byId("spool"), size(spool.bytes));
+  say(byId("shared"), shared == null ? "–" : rate(shared));
   byId("spool-bar").style.flexGrow = Math.min(1, spool.bytes / spool.max_bytes);
   const of = !commit ? "No commit yet." : `${number(commit.n)} commits ${commit.lately ? "in the last minute" : "since the beginning"}.`;
   say(byId("disk-note"), `A visitor waits for a commit. ${of} The spool may grow to ${size(spool.max_bytes)}.`);
+}
+
+/** The local time, with the day if it is another than today's. */
+function when(ms) {
+  const at = new Date(ms), today = at.toDateString() === new Date().toDateString();
+  const element = make("time", "", at.toLocaleTimeString("en-GB"));
+  element.title = moment(ms);
+  return make("td", "when", element, today ? null : make("small", "", at.toLocaleDateString("en-GB", { day: "numeric", month: "short", year: "numeric" })));
 }
 
 function beaconCell(kind, name, extra) {
@@ -175,17 +185,14 @@ function beaconCell(kind, name, extra) {
 function showBeacons(beacons, withValues) {
   byId("beacons-none").hidden = beacons.length > 0;
   fill("beacons", [beacons, withValues], () => beacons.map(b => {
-    const good = b.outcome === "delivered";
     const properties = b.properties.map(([name, value]) =>
       make("li", "", foreign(name), value === null ? null : ": ", value === null ? null : foreign(value, "value")));
     if (b.more) properties.push(make("li", "note", `and ${b.more} more`));
-    const when = make("time", "", clock(b.at_ms));
-    when.title = moment(b.at_ms);
-    return make("tr", "", make("td", "when", when),
-      beaconCell(b.kind, b.name, [make("div", "person", "person ", foreign(b.person)),
-        properties.length ? make("ul", "properties", ...properties) : null]),
-      make("td", "", make("span", `dot ${good ? "delivered" : b.outcome === "retry" ? "pending" : "dead"}`), b.outcome,
-        make("small", "", foreign(b.answer), b.attempt > 1 ? `, attempt ${b.attempt}` : "", b.answer ? ", " : "", `after ${span(b.age_ms / 1000)}`)));
+    return make("tr", "", when(b.at_ms),
+      beaconCell(b.kind, b.name, [properties.length ? make("ul", "properties", ...properties) : null,
+        b.person === "" ? null : make("span", "person", "person ", foreign(b.person))]),
+      make("td", "", make("span", `dot ${b.ending}`), b.outcome,
+        make("small", "", [b.answer && visible(b.answer), b.attempt > 1 && `attempt ${b.attempt}`, `after ${span(b.age_ms / 1000)}`].filter(Boolean).join(", "))));
   }));
 }
 
@@ -213,7 +220,7 @@ function showDead(outcomes, letters) {
   for (const gone of rows.values()) gone.remove();
   byId("replay-all").dataset.n = reasons.reduce((sum, { n }) => sum + n, 0);
   fill("letters", letters, () => letters.map(letter => make("tr", "",
-    make("td", "when", make("time", "", moment(letter.died_ms))),
+    when(letter.died_ms),
     beaconCell(letter.kind, letter.name, []),
     make("td", "", letter.reason,
       make("small", "", foreign(letter.answer), letter.attempts ? `, ${letter.attempts} attempt${letter.attempts === 1 ? "" : "s"}` : "")))));
@@ -264,12 +271,12 @@ let timer = 0, turning = false, again = false, heard = 0;
 function show(told) {
   heard = Date.now();
   say(byId("version"), told.version);
-  showVerdict(told.verdict);
+  showVerdict(told.verdict, !told.unready);
   showLedger(told.ledger, told.off);
   drawCharts(told.history);
   showUpstreams(told.upstreams);
   showOutcomes(told.outcomes);
-  showDisk(told.commit, told.spool);
+  showDisk(told.commit, told.spool, told.beacons_a_commit);
   showDead(told.outcomes, told.letters);
   if (!held && told.values === values) showBeacons(told.beacons, values);
 }

@@ -20,6 +20,9 @@ STUCK_MS = 10_000
 """A reading that is older means that the disk does not answer."""
 MOST_PROPERTIES = 24
 """Shown of one beacon; how many more there are is told."""
+ENDINGS = {outcome.value: outcome.ending.value for outcome in Outcome}
+FAILURES = {"Connect": "no connection", "Timeout": "no answer in time"}
+"""What is in the name of a failure, as the HTTP engines give it, and what it means."""
 MASKED = None
 """Stands for a value that is not shown."""
 
@@ -50,6 +53,7 @@ def now(reading: Reading, now_ms: int, *, values: bool = False) -> dict[str, Any
             for outcome in Outcome
             if (n := ledger.total(outcome))
         ],
+        "beacons_a_commit": _mean(reading.commits.batch_hits),
         "commit": _times(reading.commits.commit_seconds, reading.before[0].commit_seconds if reading.before else None),
         "upstreams": [_upstream(url, of, found["upstreams"][url], reading, now_ms) for url, of in sorted(told.upstreams.items())],
         "beacons": [_beacon(event, values) for event in told.last],
@@ -82,7 +86,7 @@ def verdict(reading: Reading, found: dict[str, Any], now_ms: int) -> Verdict:
         return Verdict("warn", "No forwarder is running", f"{pending} safely on disk, and will be delivered by the next one.")
     if closed := [url for url, of in found["upstreams"].items() if of["state"] != "closed"]:
         of = reading.told.upstreams[closed[0]]
-        why = f": {of.last_failure}" if of.last_failure else ""
+        why = f": {_failure(of.last_failure).partition(" (")[0]}" if of.last_failure else ""
         return Verdict("warn", f"The upstream takes nothing{why}", f"{pending} safely on disk until {closed[0]} is back.")
     if found["dead"]:
         n = found["dead"]
@@ -98,6 +102,7 @@ def _upstream(url: str, of: UpstreamReport, found: dict[str, Any], reading: Read
     return {
         "url": url,
         **found,
+        "last_failure": _failure(found["last_failure"]),
         "words": STATES.get(found["state"], found["state"]),
         "since_s": max(0, (now_ms - of.since_ms) // 1000) if of.since_ms else None,
         "sites": of.sites,
@@ -115,12 +120,23 @@ def _times(seconds: Histogram | None, before: Histogram | None) -> dict[str, Any
     return {"p50_s": shown.quantile(0.5), "p99_s": shown.quantile(0.99), "n": sum(shown.counts), "lately": shown is lately}
 
 
+def _mean(histogram: Histogram) -> float | None:
+    n = sum(histogram.counts)
+    return histogram.sum / n if n else None
+
+
+def _ending(outcome: str) -> str:
+    """What became of a beacon, for the eye: one that is tried again is pending."""
+    return ENDINGS.get(outcome, "pending")
+
+
 def _beacon(event: Tapped, values: bool) -> dict[str, Any]:
     properties = list(event.properties.items())
     return {
         "at_ms": event.at_ms,
         "site": event.site,
         "outcome": event.outcome,
+        "ending": _ending(event.outcome),
         "kind": event.kind,
         "name": event.name if values or event.kind != "a" else MASKED,
         "person": event.person if values or not event.person else MASKED,
@@ -135,6 +151,13 @@ def _beacon(event: Tapped, values: bool) -> dict[str, Any]:
 def _letter(letter: Letter, values: bool) -> dict[str, Any]:
     masked = letter.kind == "a" and not values
     return {**msgspec.structs.asdict(letter), "name": MASKED if masked else letter.name}
+
+
+def _failure(name: str) -> str:
+    """ "503" → "it answers 503"; "ConnectError" → "no connection (ConnectError)"."""
+    if name.isdecimal():
+        return f"it answers {name}"
+    return next((f"{words} ({name})" for part, words in reversed(FAILURES.items()) if part in name), name)
 
 
 def _sentence(text: str) -> str:
