@@ -42,3 +42,22 @@ class Histogram(msgspec.Struct):
             total += n
             found.append((bound, total))
         return found
+
+    def since(self, before: "Histogram") -> "Histogram":
+        """What was counted after `before`, an earlier reading of this one; all of it if it is not."""
+        if before.bounds != self.bounds or len(before.counts) != len(self.counts):
+            return self
+        counts = [now - then for now, then in zip(self.counts, before.counts, strict=True)]
+        return self if min(counts) < 0 else Histogram(self.bounds, counts, self.sum - before.sum)
+
+    def quantile(self, share: float) -> float | None:
+        """At or below which value that share lies (0.99: p99), as far as buckets tell: straight lines between bounds, and the
+        highest bound for all above it. None if nothing was counted."""
+        wanted, below, total = share * sum(self.counts), 0.0, 0
+        if not sum(self.counts):
+            return None
+        for bound, n in zip(self.bounds, self.counts, strict=False):
+            if n and total + n >= wanted:
+                return below + (bound - below) * (wanted - total) / n
+            total, below = total + n, bound
+        return below

@@ -1,4 +1,4 @@
-"""The admin listener's application: `/healthz`, `/readyz`, `/metrics`, and the ledger at `/`. It holds no API key."""
+"""The admin listener's application: `/healthz`, `/readyz`, `/metrics`, and the status at `/`. It holds no API key."""
 
 import asyncio
 
@@ -8,8 +8,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from proxy.admin import page
 from proxy.admin.config import AdminConfig
 from proxy.admin.metrics import exposition
+from proxy.admin.page.look import Look
 from proxy.admin.summary import read
 from proxy.spool import unready
 
@@ -17,8 +19,8 @@ PATIENCE_S = 2.0
 """A disk that takes longer to answer is not ready."""
 
 
-def make_app(config: AdminConfig) -> Starlette:
-    """The application."""
+def make_app(config: AdminConfig, look: Look) -> Starlette:
+    """The application. `look` is what the status page shows; whoever runs the application has it read meanwhile."""
 
     async def healthz(request: Request) -> Response:
         return PlainTextResponse("alive\n")
@@ -31,11 +33,21 @@ def make_app(config: AdminConfig) -> Starlette:
         return PlainTextResponse(f"{reason}\n", 503) if reason else PlainTextResponse("ready\n")
 
     async def status(request: Request) -> Response:
-        return JSONResponse(await asyncio.to_thread(read, config.spool))
+        """A browser gets the page, a script the numbers."""
+        if request.url.path == "/" and "text/html" in request.headers.get("accept", ""):
+            return page.html()
+        return JSONResponse(await asyncio.to_thread(read, config.spool), headers={"cache-control": "no-store", "vary": "accept"})
 
     async def metrics(request: Request) -> Response:
         return Response(await asyncio.to_thread(exposition, config.spool), media_type=CONTENT_TYPE_LATEST)
 
     return Starlette(
-        routes=[Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics), Route("/", status)]
+        routes=[
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/metrics", metrics),
+            Route("/status.json", status),
+            Route("/", status),
+            *page.routes(look),
+        ]
     )

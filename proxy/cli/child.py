@@ -86,11 +86,13 @@ async def run_collector(config: CollectorConfig, fd: int, beat: int | None = Non
 async def run_admin(config: AdminConfig, fd: int, beat: int | None = None) -> None:
     """Serve the admin listener on the socket `fd` until told to stop."""
     from proxy.admin.app import make_app
+    from proxy.admin.page.look import Look
     from proxy.collector.server import make_server
 
-    serving = make_server(make_app(config), 3)
+    look = Look(config.spool)
+    serving = make_server(make_app(config, look), 3)
     _when_told(serving.stop)
-    async with _beating(beat, lambda: serving.started):
+    async with _beating(beat, lambda: serving.started), look.kept():
         await serving.serve(sockets=[socket.socket(fileno=fd)])
 
 

@@ -1,4 +1,4 @@
-"""`demo`: the sandbox upstream, the collector and the forwarder in one process, with a temporary spool, told live."""
+"""`demo`: sandbox upstream, collector, forwarder and status page in one process, with a temporary spool, told live."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,11 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from rich.console import Console
 from rich.text import Text
+from starlette.applications import Starlette
 
+from proxy.admin.app import make_app as make_admin
+from proxy.admin.config import AdminConfig
+from proxy.admin.page.look import Look
 from proxy.cli.child import loop_factory
 from proxy.cli.shop import ROUTES
 from proxy.cli.supervisor import bind
@@ -88,7 +92,7 @@ async def _demo(listener: socket.socket) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     with tempfile.TemporaryDirectory(prefix="beacon-proxy-demo-") as directory:
         spool = SpoolConfig(f"sqlite:{directory}")
-        async with _vendor() as upstream:
+        async with _vendor() as upstream, _admin(spool) as admin:
             intake = open_intake(spool)
             config = ForwarderConfig(spool=spool, sites={"default": Site(upstream, DEMO_KEY)}, shutdown_grace_s=1.5)
             forwarder = Forwarder(config, open_outlet(spool), teller.attempted)
@@ -96,6 +100,7 @@ async def _demo(listener: socket.socket) -> int:
             tasks = [asyncio.create_task(forwarder.run()), asyncio.create_task(collector.serve(sockets=[listener]))]
             host, port = listener.getsockname()[:2]
             console.print(f"[bold]Open http://{host}:{port}/[/] and watch its beacons here.")
+            console.print(f"[bold]The status page:[/] {admin}/")
             console.print(f"[dim]The stand-in for the vendor: {upstream}/received tells what it got. Ctrl-C ends the demo.[/]")
             stopper = asyncio.create_task(stopping.wait())
             await asyncio.wait([*tasks, stopper], return_when=asyncio.FIRST_COMPLETED)
@@ -109,12 +114,27 @@ async def _demo(listener: socket.socket) -> int:
 
 @contextlib.asynccontextmanager
 async def _vendor() -> AsyncIterator[str]:
-    """The sandbox upstream on a free port; its base URL."""
+    """The sandbox upstream; its base URL."""
+    async with _serving(make_app(Sandbox())) as url:
+        yield url
+
+
+@contextlib.asynccontextmanager
+async def _admin(spool: SpoolConfig) -> AsyncIterator[str]:
+    """The admin listener, as `serve` has it; its base URL."""
+    look = Look(spool)
+    async with look.kept(), _serving(make_admin(AdminConfig(spool), look)) as url:
+        yield url
+
+
+@contextlib.asynccontextmanager
+async def _serving(app: Starlette) -> AsyncIterator[str]:
+    """An application on a free port; its base URL."""
     listener = bind("127.0.0.1", 0)
-    vendor = make_server(make_app(Sandbox()), 1)
-    task = asyncio.create_task(vendor.serve(sockets=[listener]))
+    server = make_server(app, 1)
+    task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
-        vendor.stop()
+        server.stop()
         await task

@@ -236,6 +236,7 @@ class Forwarder:
         return verdict
 
     def _tell(self, route: Route) -> None:
+        route.since_ms = self._clock.now_ms()
         if route.pace.state is State.CLOSED:
             log.info("upstream takes beacons again", upstream=route.upstream)
         else:

@@ -45,6 +45,8 @@ class Route:
         self.pace = Pace(ceiling)
         self.queue: deque[Claim] = deque()
         self.delivered = 0
+        self.since_ms = 0
+        """When the breaker opened or closed last, milliseconds since the epoch."""
         self.stats = stats or RouteStats()
         self._rated = (0, monotonic_ms())
         self._rate = 0.0
@@ -77,6 +79,7 @@ class Route:
             "in_flight": self.pace.in_flight,
             "per_second": round(self._rate, 1),
             "last_failure": self.pace.last_failure,
+            "since_ms": self.since_ms,
             "sites": sorted(self.sites),
             "stats": self.stats,
         }
