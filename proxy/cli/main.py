@@ -138,7 +138,9 @@ app.add_typer(dead.app)
 @app.command(epilog="Example: beacon-proxy tail --failing --name 'Purchas*' -n 10")
 def tail(
     config: ConfigOption = None,
-    site: Annotated[list[str] | None, typer.Option(help="Only this site; may be given several times, as may the next two.")] = None,
+    site: Annotated[
+        list[str] | None, typer.Option(help="Only this site; may be given several times, as may the next two.")
+    ] = None,
     kind: Annotated[list[str] | None, typer.Option(help="Only this call: e, s or a.", metavar="e|s|a")] = None,
     outcome: Annotated[
         list[str] | None,
@@ -153,8 +155,8 @@ def tail(
 ) -> None:
     """Follow beacons live: each attempt to deliver one, and each that is dropped or refused at the door.
 
-    Costs the visitors nothing: who does not keep up misses some, and is told how many. Persons are shown as a sign that changes with
-    each run, values as "…". Ctrl-C ends it.
+    Costs the visitors nothing: who does not keep up misses some, and is told how many. Persons are shown as a sign that changes
+    with each run, values as "…". Ctrl-C ends it.
     """
     from proxy.cli.tail import KINDS, OUTCOMES, Wanted, follow, unknown
 
@@ -169,7 +171,10 @@ def tail(
 def doctor(
     config: ConfigOption = None,
     url: Annotated[
-        str, typer.Option(help="The public address as browsers see it, with the prefix; without it nothing is looked at from outside.")
+        str,
+        typer.Option(
+            help="The public address as browsers see it, with the prefix; without it nothing is looked at from outside."
+        ),
     ] = "",
     site_url: Annotated[str, typer.Option(help="An address of the site's own pages, to compare the hosts.")] = "",
     ca: Annotated[

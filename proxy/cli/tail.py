@@ -22,7 +22,7 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from proxy.admin.report import report
+from proxy.admin.report import STALE_S, report
 from proxy.forward.watch import RETRY
 from proxy.hit import KINDS
 from proxy.outcome import Ending, Outcome
@@ -33,12 +33,13 @@ from proxy.spool.tap import DATAGRAM_BYTES
 OUTCOMES = (*(outcome.value for outcome in Outcome), REFUSED, RETRY)
 HELD = 10_000
 """Beacons that may wait for a slow terminal."""
-PATIENCE_S = 3.0
-"""After so long without a line, one says what is waited for; then less and less often."""
+PATIENCE_S = STALE_S + 1
+"""After so long without a line, one says what is waited for; then less and less often. By then a dead forwarder is known."""
 MASK = "…"
 LONGEST = 400
 """Characters of one name or value that are shown."""
 COLOURS = {Ending.DELIVERED: "green", Ending.DROPPED: "magenta", Ending.DEAD: "red"}
+ENDINGS = {outcome.value: COLOURS[outcome.ending] for outcome in Outcome}
 
 
 class Wanted(NamedTuple):
@@ -50,10 +51,10 @@ class Wanted(NamedTuple):
     name: str = ""
     failing: bool = False
 
-    def __contains__(self, seen: object) -> bool:
+    def admits(self, seen: Tapped) -> bool:
+        """Whether it is one of them."""
         return (
-            isinstance(seen, Tapped)
-            and (not self.sites or seen.site in self.sites)
+            (not self.sites or seen.site in self.sites)
             and (not self.kinds or seen.kind in self.kinds)
             and (not self.outcomes or seen.outcome in self.outcomes)
             and (not self.name or fnmatch.fnmatchcase(_event(seen).lower(), self.name.lower()))
@@ -91,10 +92,8 @@ class Masks:
         return "visitor-" + hashlib.blake2b(person.encode("utf-8", "replace"), digest_size=3, key=self._salt).hexdigest()
 
 
-def follow(
-    config: SpoolConfig, wanted: Wanted, most: int | None, seconds: float | None, *, values: bool, as_json: bool
-) -> None:
-    """Print beacons until `most` were printed, `seconds` are over, Ctrl-C or SIGTERM. Raises SpoolError where nothing can be seen."""
+def follow(config: SpoolConfig, wanted: Wanted, most: int | None, seconds: float | None, *, values: bool, as_json: bool) -> None:
+    """Print beacons until `most` were printed, `seconds` are over, Ctrl-C or SIGTERM. Raises SpoolError."""
     masks, shown = Masks(), 0
     printer = _Json(sys.stdout) if as_json else _Lines(sys.stdout)
     with watching(config) as listener, _until_told_to_stop():
@@ -103,8 +102,9 @@ def follow(
             if seen is None:
                 waiting.tick()
                 continue
-            waiting.passed(seen, seen in wanted)
-            if seen in wanted:
+            admitted = wanted.admits(seen)
+            waiting.passed(seen, admitted)
+            if admitted:
                 printer.show(seen if values else masks.masked(seen))
                 shown += 1
                 if shown == most:
@@ -207,8 +207,9 @@ class _Lines:
 
     def show(self, seen: Tapped) -> None:
         self._width = min(20, max(self._width, len(seen.site)))
-        line = Text(time.strftime("%H:%M:%S ", time.localtime(seen.at_ms / 1000)), style="dim")
-        line.append(f"{harmless(seen.outcome):<13} ", style=_colour(seen.outcome))
+        line = Text()
+        line.append(time.strftime("%H:%M:%S ", time.localtime(seen.at_ms / 1000)), style="dim")
+        line.append(f"{harmless(seen.outcome):<13} ", style=ENDINGS.get(seen.outcome, "yellow"))
         line.append(f"{harmless(seen.site):<{self._width}} ", style="dim")
         if seen.kind:
             line.append(f"/{harmless(seen.kind)} ")
@@ -231,10 +232,6 @@ def _span(ms: int) -> str:
     if ms < 1000:
         return f"{ms} ms"
     return f"{ms / 1000:.1f} s" if ms < 120_000 else f"{ms / 60_000:.0f} min"
-
-
-def _colour(outcome: str) -> str:
-    return COLOURS[Outcome(outcome).ending] if outcome in set(Outcome) else "yellow"
 
 
 def _event(seen: Tapped) -> str:

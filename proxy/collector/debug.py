@@ -1,4 +1,4 @@
-"""Why a beacon ended as it did, and whose it was taken for, for whoever has the debug token; nobody else can tell outcomes apart."""
+"""Why a beacon ended as it did, and whose it was taken for, for the debug token; nobody else can tell outcomes apart."""
 
 from proxy.beacon import parse
 from proxy.collector.address import parse_address

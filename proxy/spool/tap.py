@@ -121,12 +121,13 @@ def listening(directory: str | Path) -> Iterator[socket.socket]:
             _give_to_owner(place / name, spool)
         except FileNotFoundError:
             raise SpoolError(
-                f"spool: there is none at {spool.absolute()} yet; start `beacon-proxy serve` first, or name the right one (--config, "
-                "setting spool)"
+                f"spool: there is none at {spool.absolute()} yet; start `beacon-proxy serve` first, or name the right one "
+                "(--config, setting spool)"
             ) from None
         except OSError as error:
             raise SpoolError(
-                f"spool: cannot watch {spool.absolute()}: {error.strerror}; run it as the user that runs beacon-proxy{_owner(spool)}"
+                f"spool: cannot watch {spool.absolute()}: {error.strerror}; run it as the user that runs "
+                f"beacon-proxy{_owner(spool)}"
             ) from None
         try:
             yield listener
