@@ -223,7 +223,8 @@ def _facts(seen: Tapped) -> Iterator[str]:
     if seen.person:
         yield harmless(seen.person)
     if seen.attempt:
-        yield f"{harmless(seen.answer) or 'not sent'}, attempt {seen.attempt}, after {_span(seen.age_ms)}"
+        tried = f"{harmless(seen.answer)}, attempt {seen.attempt}" if seen.answer else "not sent"
+        yield f"{tried}, after {_span(seen.age_ms)}"
     for name, value in seen.properties.items():
         yield f"{harmless(name)}={harmless(value)}"
 

@@ -40,7 +40,7 @@ def look(installation: Installation) -> Iterator[Finding]:
         yield wrong(
             "a cache answers in the proxy's place: those beacons never arrive"
             + (", and visitors share an identity" if repeated == given else ""),
-            "no proxy_cache for this location (`proxy_cache off;`), and no rule of the CDN that ignores Cache-Control or Set-Cookie",
+            "no proxy_cache for this location (`proxy_cache off;`), and no rule of the CDN that ignores Cache-Control",
         )
     else:
         yield ok("no cache answers in the proxy's place")

@@ -60,7 +60,7 @@ def _untold(outcome: str) -> Finding:
 
 
 def judge(claimed: str, unclaimed: str, own: str, claim: str, public: list[str], trusted: tuple[str, ...]) -> Finding:
-    """What is stored when an address is claimed, and when a word is; our own, the claim, the public host's, and trusted_proxies."""
+    """What is stored when an address is claimed, and when a word is; our own, the claim, the public host's; trusted_proxies."""
     proxies = TrustedProxies(trusted)
     if claimed == claim:
         if unclaimed == own and proxies.trusts(own):
