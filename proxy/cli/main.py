@@ -156,6 +156,67 @@ def ingest(
 app.add_typer(dead.app)
 
 
+@app.command(epilog="Example: beacon-proxy tail --failing --name 'Purchas*' -n 10")
+def tail(
+    config: ConfigOption = None,
+    site: Annotated[
+        list[str] | None, typer.Option(help="Only this site; may be given several times, as may the next two.")
+    ] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="Only this call: e, s or a.", metavar="e|s|a")] = None,
+    outcome: Annotated[
+        list[str] | None,
+        typer.Option(help="Only what ends so: delivered, no_person, rejected, … (docs/outcomes.md), refused, retry."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Only events of this name; * and ? stand for anything, case does not count.")] = "",
+    failing: Annotated[bool, typer.Option("--failing", help="Only what was not delivered.")] = False,
+    most: Annotated[int | None, typer.Option("-n", help="Stop after so many.", min=1, metavar="N")] = None,
+    seconds: Annotated[float | None, typer.Option("--for", help="Stop after so many seconds.", min=0, metavar="SECONDS")] = None,
+    values: Annotated[bool, typer.Option("--values", help="Show persons and values; they are visitors' data.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One object a line, for scripts.")] = False,
+) -> None:
+    """Follow beacons live: each attempt to deliver one, and each that is dropped or refused at the door.
+
+    Costs the visitors nothing: who does not keep up misses some, and is told how many. Persons are shown as a sign that changes
+    with each run, values as "…". Ctrl-C ends it.
+    """
+    from proxy.cli.tail import KINDS, OUTCOMES, Wanted, follow, unknown
+
+    for option, found, known in (("--kind", kind or [], KINDS), ("--outcome", outcome or [], OUTCOMES)):
+        for wrong in unknown(found, known):
+            raise typer.BadParameter(f"found {wrong!r}; expected one of {', '.join(known)}", param_hint=option)
+    wanted = Wanted(tuple(site or ()), tuple(kind or ()), tuple(outcome or ()), name, failing)
+    follow(settings.load(config).spool_config(), wanted, most, seconds, values=values, as_json=as_json)
+
+
+@app.command(epilog="Example: beacon-proxy doctor --url https://www.shop.example/x7")
+def doctor(
+    config: ConfigOption = None,
+    url: Annotated[
+        str,
+        typer.Option(
+            help="The public address as browsers see it, with the prefix; without it nothing is looked at from outside."
+        ),
+    ] = "",
+    site_url: Annotated[str, typer.Option(help="An address of the site's own pages, to compare the hosts.")] = "",
+    ca: Annotated[
+        Path | None, typer.Option(help="A PEM file with a certificate authority of your own, for --url.", metavar="FILE")
+    ] = None,
+    canary: Annotated[
+        str, typer.Option(help="Send one event of this name and follow it to the vendor, where it counts.", metavar="NAME")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="One object with all findings, for scripts.")] = False,
+) -> None:
+    """Look at a running installation from inside and from outside, and say of each thing whether it is well and how to mend it.
+
+    Run it on the proxy's machine, as the proxy's user and with its settings. Without --canary nothing reaches the vendor: the
+    beacons sent through --url have no name, so they end as `no_name`. Takes a few seconds, two minutes at the most.
+    Exit status: 0 nothing is wrong, 1 something is wrong, 2 wrong use.
+    """
+    from proxy.cli.doctor import run
+
+    raise typer.Exit(run(config, url, site_url, ca, canary, as_json))
+
+
 def main() -> None:
     """Entry point. A mistake of the user's is told in plain words, with exit status 2; never as a traceback."""
     try:

@@ -95,7 +95,9 @@ class Settings(BaseModel):
         description="Most beacons of one address (IPv6: one /64) in a minute, for each collector process; 0: no limit.",
     )
     debug_token: SecretStr | None = Field(
-        None, description="Secret: a request that bears it as `X-Beacon-Debug` is told its outcome in `X-Beacon-Outcome`."
+        None,
+        description="Secret: a request that bears it as `X-Beacon-Debug` is told its outcome, and the "
+        "address it was taken to come from, in `X-Beacon-Outcome`.",
     )
     enrichers: Annotated[list[str], BeforeValidator(values.enrichers)] = Field(
         list(DEFAULT_ENRICHERS), description="What is filled in on events; see docs/enrichment.md."

@@ -122,6 +122,8 @@ class Tapped(msgspec.Struct, omit_defaults=True):
     attempt: int = 0
     age_ms: int = 0
     """Since its receipt."""
+    missed: int = 0
+    """How many before this one a watcher who did not keep up was not told."""
 
 
 class Intake(Protocol):

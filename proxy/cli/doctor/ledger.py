@@ -1,0 +1,63 @@
+"""Does the ledger balance, and does the spool drain?"""
+
+import time
+from collections.abc import Iterator
+
+from proxy.admin.report import report
+from proxy.admin.summary import summary
+from proxy.cli.doctor.finding import Finding, ok, skipped, warning, wrong
+from proxy.cli.doctor.installation import Installation
+from proxy.spool import begun, forwarder_state, ledger_of, ledger_off
+
+MOST_COUNTED = 200_000
+OLD_S = 300
+
+
+def look(installation: Installation) -> Iterator[Finding]:
+    place = installation.directory
+    if place is None or not begun(installation.spool):
+        yield skipped("there is no spool on a disk")
+        return
+    state = forwarder_state(installation.spool)
+    found = summary(ledger_of(installation.spool), state)
+    if report(state).is_running():
+        yield ok("a forwarder is running")
+    else:
+        ago = time.time() - report(state).written_ms / 1000
+        since = f"the last one reported {ago:,.0f} s ago" if state else "none ever reported"
+        yield wrong(
+            f"no forwarder is running ({since}): nothing is delivered",
+            "start `beacon-proxy serve`, or `forward` beside a WSGI host",
+        )
+    off = ledger_off(installation.spool, MOST_COUNTED)
+    if off is None:
+        yield skipped(f"whether it balances: more than {MOST_COUNTED:,} beacons would have to be counted")
+    elif off:
+        yield wrong(
+            f"it is off by {off:,}: beacons are there that were not counted, or the reverse",
+            "keep the spool as it is, and report it",
+        )
+    else:
+        yield ok(f"it balances: received {found['received']:,} = delivered + dropped + dead + pending")
+    if found["set_aside"]:
+        yield wrong(
+            f"corrupt lanes were set aside: {', '.join(found['set_aside'])}; their beacons are not delivered",
+            "look at the disk, then see docs/reliability.md for how to save what they hold",
+        )
+    if found["dead"]:
+        yield warning(
+            f"{found['dead']:,} dead letters",
+            "`beacon-proxy dead list` shows why; then `dead replay` once the reason is mended, or `dead discard`",
+        )
+    oldest = found["oldest_pending_s"] or 0
+    if oldest > OLD_S:
+        yield warning(
+            f"the oldest of {found['pending']:,} pending beacons has waited {oldest / 60:,.0f} minutes",
+            "see the upstream check, and `beacon-proxy status` for how long the backlog will take",
+        )
+    for upstream, told in found["upstreams"].items():
+        if told["state"] in ("open", "probing"):
+            yield warning(
+                f"{upstream} takes nothing just now ({told['last_failure'] or 'no answer'})",
+                "the beacons wait; see the upstream check",
+            )

@@ -1,0 +1,123 @@
+"""The spool's directory: whose it is, who may read it, on what it lies, and whether there is room."""
+
+import os
+import pwd
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from proxy.cli.doctor.finding import Finding, ok, skipped, warning, wrong
+from proxy.cli.doctor.installation import Installation
+from proxy.spool import spool_bytes
+
+NETWORK = frozenset(
+    (
+        "nfs",
+        "nfs3",
+        "nfs4",
+        "cifs",
+        "smb2",
+        "smb3",
+        "smbfs",
+        "9p",
+        "ceph",
+        "glusterfs",
+        "lustre",
+        "afs",
+        "gfs2",
+        "ocfs2",
+        "beegfs",
+    )
+)
+FORGETFUL = frozenset(("tmpfs", "ramfs"))
+LAYERED = frozenset(("overlay", "aufs"))
+LEAST_FREE_BYTES = 64 * 1024**2
+MIB = 1024**2
+
+
+def look(installation: Installation) -> Iterator[Finding]:
+    place = installation.directory
+    if place is None:
+        yield skipped("it is in memory: whatever stops the process loses it")
+    elif not place.is_dir():
+        yield wrong(
+            f"there is none at {place.absolute()} yet",
+            "start `beacon-proxy serve`, or run doctor with the service's settings and from its directory (setting spool)",
+        )
+    else:
+        yield rights(place)
+        yield file_system(place.resolve(), Path("/proc/self/mountinfo").read_text("utf-8", "replace"))
+        yield room(installation, place)
+
+
+def rights(place: Path) -> Finding:
+    """Visitors' data waits there."""
+    found = place.stat()
+    mode = stat.S_IMODE(found.st_mode)
+    strangers = sorted({_name(path.stat().st_uid) for path in place.glob("lane-*.db") if path.stat().st_uid != found.st_uid})
+    if strangers:
+        owner = _name(found.st_uid)
+        return wrong(f"{place} is {owner}'s, but holds files of {', '.join(strangers)}", f"chown -R {owner}: {place}")
+    if mode & 0o077:
+        who = "everybody" if mode & 0o007 else "its group"
+        return wrong(f"{place} is open to {who} ({mode:04o}): visitors' data waits there", f"chmod 0700 {place}")
+    if os.geteuid() not in (0, found.st_uid):
+        return wrong(f"{place} is {_name(found.st_uid)}'s, not this user's", f"run doctor as {_name(found.st_uid)}")
+    return ok(f"{place} is {_name(found.st_uid)}'s alone ({mode:04o})")
+
+
+def file_system(place: Path, mounts: str) -> Finding:
+    """`mounts` is /proc/self/mountinfo (proc(5))."""
+    best, kind = "", "unknown"
+    for line in mounts.splitlines():
+        fields, _, rest = line.partition(" - ")
+        at = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields.split(" ")[4])
+        if len(at) >= len(best) and (at == "/" or f"{place}/".startswith(f"{at}/")):
+            best, kind = at, rest.split(" ")[0]
+    if kind in NETWORK or (kind.startswith("fuse.") and kind != "fuse.fuse-overlayfs"):
+        return wrong(
+            f"it lies on a network file system ({kind}, mounted at {best}): SQLite's locks and fsync cannot be relied on there",
+            "put the spool on a disk of this machine (setting spool)",
+        )
+    if kind in FORGETFUL:
+        return warning(
+            f"it lies in memory ({kind}, mounted at {best}): a restart of the machine loses it",
+            "put it on a disk (setting spool)",
+        )
+    if kind in LAYERED or kind == "fuse.fuse-overlayfs":
+        return warning(
+            f"it lies in the container's own layer ({kind}): it is lost with the container",
+            "mount a volume there, or name one (setting spool)",
+        )
+    return ok(f"on a local file system ({kind}, mounted at {best})")
+
+
+def room(installation: Installation, place: Path) -> Finding:
+    """max_bytes is a promise that the disk has to keep."""
+    of = os.statvfs(place)
+    free, used, most = of.f_bavail * of.f_frsize, spool_bytes(installation.spool), installation.settings.max_bytes
+    if free < LEAST_FREE_BYTES:
+        return wrong(f"the disk is full: {free // MIB:,} MiB free; beacons are refused", "make room on the disk")
+    if used >= most:
+        return wrong(
+            f"the spool is full: {used // MIB:,} of {most // MIB:,} MiB; beacons are refused", "let it drain, or raise max_bytes"
+        )
+    if free < most - used:
+        return warning(
+            f"{free // MIB:,} MiB are free, but max_bytes lets the spool grow by {(most - used) // MIB:,} MiB more",
+            "lower max_bytes, or give it a larger disk",
+        )
+    if used > most * 0.8:
+        return warning(
+            f"{used // MIB:,} of {most // MIB:,} MiB are used",
+            "see why it does not drain (`beacon-proxy status`), or raise max_bytes",
+        )
+    return ok(f"{used // MIB:,} MiB used of {most // MIB:,} MiB; {free // MIB:,} MiB are free on the disk")
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"

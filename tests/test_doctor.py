@@ -1,0 +1,474 @@
+"""`doctor`, against a real installation behind a real nginx with TLS: made well, then wrong in one respect each."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import API_KEY, ProxyProcess, SandboxProcess, clean_environment, free_port, listening, need, wait_for
+
+from proxy.cli.doctor import Check, clock, disk, forwarded, hosts, within
+from proxy.cli.doctor import spool as spool_check
+from proxy.cli.doctor.cookies import attributes
+from proxy.cli.doctor.exposure import is_ours
+from proxy.cli.doctor.finding import Finding, Result, ok
+from proxy.cli.doctor.installation import Installation
+from proxy.settings import Settings
+
+Serve = Callable[..., ProxyProcess]
+TOKEN = "tell-me-9"
+FORWARDED_FOR = "proxy_set_header X-Forwarded-For $remote_addr;"
+FORWARDED_PROTO = "proxy_set_header X-Forwarded-Proto $scheme;"
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1, its own authority, and its key."""
+    place = tmp_path_factory.mktemp("tls")
+    certificate, key = place / "cert.pem", place / "key.pem"
+    subject = ["-subj", "/CN=shop", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
+    subprocess.run(
+        [
+            *(need("openssl", "openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+            *("-days", "90", "-keyout", str(key), "-out", str(certificate), *subject),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    return certificate, key
+
+
+class Nginx:
+    """A site's nginx: TLS, and one location for the beacons."""
+
+    def __init__(self, place: Path, tls: tuple[Path, Path], location: str, server: str = "", http: str = "") -> None:
+        program = need("nginx", "nginx-light")
+        place.mkdir()
+        self.port = free_port()
+        self.url = f"https://127.0.0.1:{self.port}/x7"
+        configuration = place / "nginx.conf"
+        temporary = "".join(f"{name}_temp_path {place}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+        configuration.write_text(
+            f"daemon off; master_process off; pid {place}/pid; error_log {place}/error.log; events {{}}\n"
+            f"http {{ access_log off; {temporary} {http}\n"
+            f"server {{ listen 127.0.0.1:{self.port} ssl; ssl_certificate {tls[0]}; ssl_certificate_key {tls[1]};\n"
+            f"{server}\nlocation /x7/ {{ {location} }} }} }}\n"
+        )
+        self.log = (place / "out").open("wb")
+        self.process = subprocess.Popen([program, "-p", str(place), "-c", str(configuration)], stdout=self.log, stderr=self.log)
+        wait_for(lambda: listening(self.port), "nginx")
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.log.close()
+
+
+Behind = Callable[..., tuple[ProxyProcess, Nginx]]
+
+
+@pytest.fixture
+def behind(serve: Serve, authority: tuple[Path, Path], tmp_path: Path) -> Iterator[Behind]:
+    """`serve` behind nginx, as the documentation says; or with lines of the location replaced."""
+    started: list[Nginx] = []
+
+    def start(
+        forwarded_for: str = FORWARDED_FOR,
+        proto: str = FORWARDED_PROTO,
+        more: str = "",
+        server: str = "",
+        http: str = "",
+        **settings: Any,
+    ) -> tuple[ProxyProcess, Nginx]:
+        admin = free_port()
+        proxy = serve(prefix="/x7", admin_port=str(admin), **{"debug_token": TOKEN, **settings})
+        location = f"proxy_pass http://127.0.0.1:{proxy.port}; proxy_set_header Host $host; {forwarded_for} {proto} {more}"
+        started.append(Nginx(tmp_path / "nginx", authority, location, server.replace("ADMIN", str(admin)), http))
+        wait_for(lambda: listening(admin) and httpx.get(f"http://127.0.0.1:{admin}/readyz").status_code == 200, "readiness")
+        wait_for(lambda: proxy.status()["upstreams"], "the forwarder's report")
+        return proxy, started[-1]
+
+    yield start
+    for nginx in started:
+        nginx.stop()
+
+
+class Report:
+    """What doctor said."""
+
+    def __init__(self, environment: dict[str, str], *arguments: str) -> None:
+        self.run = subprocess.run(
+            [sys.executable, "-m", "proxy", "doctor", "--json", *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert self.run.returncode in (0, 1), self.run.stderr
+        self.status = self.run.returncode
+        self.findings = [
+            Finding(Result(f["result"]), f["found"], f["mend"], f["check"]) for f in json.loads(self.run.stdout)["findings"]
+        ]
+
+    def of(self, check: str, result: Result | None = None) -> list[Finding]:
+        return [one for one in self.findings if one.check == check and (result is None or one.result is result)]
+
+    def wrong(self) -> set[str]:
+        """The checks that found something wrong."""
+        for one in self.findings:
+            assert one.mend or one.result in (Result.OK, Result.SKIPPED), one
+        return {one.check for one in self.findings if one.result is Result.WRONG}
+
+
+def examined(proxy: ProxyProcess, nginx: Nginx, authority: tuple[Path, Path], *more: str) -> Report:
+    return Report(proxy.environment, "--url", nginx.url, "--ca", str(authority[0]), *more)
+
+
+def test_a_good_installation_is_found_good_and_nothing_reaches_the_vendor(
+    behind: Behind, authority: tuple[Path, Path], sandbox: SandboxProcess
+) -> None:
+    """All checks, the key in none of what is said, and the vendor's numbers untouched."""
+    proxy, nginx = behind()
+    report = examined(proxy, nginx, authority)
+    assert report.wrong() == set(), report.run.stdout
+    assert report.status == 0
+    good = {one.check for one in report.findings if one.result is Result.OK}
+    assert good >= {
+        "settings",
+        "spool",
+        "upstream",
+        "admin",
+        "public address",
+        "admin exposed",
+        "cookies",
+        "client address",
+        "ledger",
+    }
+    assert [one.result for one in report.of("canary")] == [Result.SKIPPED]
+    assert "127.9.9.9" in report.of("client address")[0].found
+    assert API_KEY not in report.run.stdout + report.run.stderr
+    assert TOKEN not in report.run.stdout + report.run.stderr
+    wait_for(lambda: proxy.status()["pending"] == 0, "the end of doctor's own beacons")
+    assert proxy.status()["dropped"].keys() == {"no_name"}
+    assert sandbox.report()["requests"] == 0
+    assert not list((Path(proxy.environment["BEACON_PROXY_SPOOL"].removeprefix("sqlite:"))).glob("doctor-*"))
+
+
+def test_a_canary_is_followed_to_the_vendor(behind: Behind, authority: tuple[Path, Path], sandbox: SandboxProcess) -> None:
+    """Only when asked for, since it counts there."""
+    proxy, nginx = behind()
+    report = examined(proxy, nginx, authority, "--canary", "Canary, sung")
+    [canary] = report.of("canary")
+    assert canary.result is Result.OK, canary
+    assert "answer 200" in canary.found
+    [beacon] = sandbox.beacons()
+    assert beacon["params"]["_p"] == "beacon-proxy-doctor"
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "said", "mend"),
+    [
+        ({"forwarded_for": ""}, "client address", "the visitor is believed", "$remote_addr"),
+        ({"forwarded_for": 'proxy_set_header X-Forwarded-For "";'}, "client address", "looks like 127.0.0.1", "$remote_addr"),
+        ({"trusted_proxies": "10.0.0.0/8"}, "client address", "not trusted", "add 127.0.0.1 to trusted_proxies"),
+        ({"proto": ""}, "cookies", "not Secure", "X-Forwarded-Proto"),
+        ({"more": "proxy_hide_header Set-Cookie;"}, "cookies", "no km_ai cookie", "Set-Cookie"),
+        ({"more": 'proxy_set_header Cookie "";'}, "cookies", "new visitor", "Cookie header"),
+        ({"cookie_domain": "other.example"}, "cookies", "throw it away", "cookie_domain"),
+        ({"more": "proxy_hide_header Cache-Control;"}, "public address", "no-store", "Cache-Control"),
+        ({"server": "location /metrics { proxy_pass http://127.0.0.1:ADMIN; }"}, "admin exposed", "/metrics", "deny all"),
+    ],
+    ids=["passed-through", "not-sent", "not-trusted", "no-proto", "set-cookie", "cookie", "domain", "cache-control", "exposed"],
+)
+def test_one_thing_made_wrong_is_found_with_its_mend(
+    behind: Behind, authority: tuple[Path, Path], change: dict[str, str], check: str, said: str, mend: str
+) -> None:
+    """And nothing else is called wrong."""
+    proxy, nginx = behind(**change)
+    report = examined(proxy, nginx, authority)
+    found = [one for one in report.of(check, Result.WRONG) if said in one.found]
+    assert found, report.run.stdout
+    assert mend in found[0].mend
+    assert report.status == 1
+    assert report.wrong() <= ({check, "cookies"} if "trusted_proxies" in change else {check}), report.run.stdout
+
+
+def test_a_cache_in_front_is_found(behind: Behind, authority: tuple[Path, Path], tmp_path: Path) -> None:
+    """The worst: pages work, nothing arrives, and visitors share an identity."""
+    proxy, nginx = behind(
+        http=f"proxy_cache_path {tmp_path}/cache keys_zone=c:1m;",
+        more="proxy_cache c; proxy_cache_valid 200 1m; proxy_ignore_headers Cache-Control Set-Cookie Expires;",
+    )
+    report = examined(proxy, nginx, authority)
+    assert any("a cache answers" in one.found for one in report.of("cookies", Result.WRONG)), report.run.stdout
+
+
+def test_an_appended_chain_is_good(behind: Behind, authority: tuple[Path, Path]) -> None:
+    """`$proxy_add_x_forwarded_for` keeps what the visitor claims, but names the visitor last."""
+    proxy, nginx = behind(
+        forwarded_for="proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;", trusted_proxies="127.0.0.1/32"
+    )
+    report = examined(proxy, nginx, authority)
+    assert [one.result for one in report.of("client address")] == [Result.OK]
+
+
+def test_without_the_debug_token_the_address_is_not_looked_at(behind: Behind, authority: tuple[Path, Path]) -> None:
+    """It says how to have it looked at. A certificate that nobody vouches for is told, and what needs it is skipped."""
+    proxy, nginx = behind(debug_token=None)
+    [address] = examined(proxy, nginx, authority).of("client address")
+    assert address.result is Result.SKIPPED
+    assert "set debug_token" in address.found
+    distrusting = Report(proxy.environment, "--url", nginx.url)
+    assert "TLS" in distrusting.of("public address")[0].found
+    assert "--ca" in distrusting.of("public address")[0].mend
+    assert [one.result for one in distrusting.of("cookies")] == [Result.SKIPPED]
+
+
+def test_a_wrong_path_and_a_proxy_that_is_away_are_told_apart(behind: Behind, authority: tuple[Path, Path]) -> None:
+    """404 is a prefix, 502 a proxy that does not run."""
+    proxy, nginx = behind()
+    nginx.url += "/elsewhere"
+    assert "setting prefix, which is /x7" in examined(proxy, nginx, authority).of("public address")[0].mend
+    nginx.url = nginx.url.removesuffix("/elsewhere")
+    proxy.stop()
+    report = examined(proxy, nginx, authority)
+    assert "502" in report.of("public address")[0].found
+    assert report.wrong() >= {"admin", "public address"}
+
+
+def test_inside_a_spool_that_is_open_an_upstream_that_is_away_and_dead_letters(
+    serve: Serve, sandbox: SandboxProcess, tmp_path: Path
+) -> None:
+    """No --url: the outside is skipped, saying so."""
+    admin = free_port()
+    proxy = serve(admin_port=str(admin))
+    spool = tmp_path / "spool"
+    wait_for(lambda: proxy.status()["upstreams"], "the forwarder's report")
+    wait_for(lambda: listening(admin), "the admin listener")
+    assert Report(proxy.environment).wrong() == set()
+    spool.chmod(0o755)
+    (spool / "lane-0007.db.corrupt-1").write_bytes(b"no lane")
+    sandbox.stop()
+    report = Report(proxy.environment)
+    assert report.wrong() >= {"spool", "upstream"}
+    assert any("chmod 0700" in one.mend for one in report.of("spool", Result.WRONG))
+    assert "does not answer" in report.of("upstream")[0].found
+    assert any("set aside" in one.found for one in report.of("ledger", Result.WRONG))
+    for check in ("public address", "admin exposed", "cookies", "client address", "hosts"):
+        assert "--url" in report.of(check)[0].found
+
+
+def test_an_upstreams_clock_is_compared(serve: Serve) -> None:
+    """An hour ahead here is an hour wrong there."""
+
+    class Ahead(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response_only(200)
+            self.send_header("date", formatdate(time.time() + 90, usegmt=True))
+            self.end_headers()
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Ahead) as upstream:
+        threading.Thread(target=upstream.serve_forever, daemon=True).start()
+        proxy = serve(upstream=f"http://127.0.0.1:{upstream.server_port}")
+        report = Report(proxy.environment)
+        upstream.shutdown()
+    assert any("behind" in one.found for one in report.of("clock", Result.WRONG)), report.run.stdout
+
+
+def test_for_eyes_it_is_told_as_it_goes_and_mistakes_of_use_are_status_2(tmp_path: Path) -> None:
+    """No traceback, and a missing spool and key say what to do."""
+    environment = clean_environment(BEACON_PROXY_SPOOL=f"sqlite:{tmp_path / 'none'}", BEACON_PROXY_UPSTREAM="http://127.0.0.1:9")
+
+    def run(*arguments: str, **over: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "proxy", "doctor", *arguments]
+        return subprocess.run(command, env={**environment, **over}, capture_output=True, text=True, timeout=60)
+
+    told = run()
+    assert told.returncode == 1
+    assert "BEACON_PROXY_API_KEY" in told.stdout
+    assert "mend: start `beacon-proxy serve`" in told.stdout
+    assert "wrong" in told.stdout.splitlines()[-1]
+    assert not (tmp_path / "none").exists()
+    for arguments in (
+        ["--url", "shop"],
+        ["--url", "ftp://shop"],
+        ["--canary", "x"],
+        ["--ca", "/none"],
+        ["--site-url", "x:y:z"],
+        ["--wrong"],
+    ):
+        wrong = run(*arguments)
+        assert (wrong.returncode, "Traceback" in wrong.stderr) == (2, False)
+    bad = run(BEACON_PROXY_PORT="many")
+    assert bad.returncode == 1
+    assert "BEACON_PROXY_PORT" in bad.stdout
+    assert "Example: beacon-proxy doctor" in run("--help").stdout
+
+
+def test_progress_is_shown_on_a_terminal(tmp_path: Path) -> None:
+    """A check may take seconds; a person wants to know which."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "proxy", "doctor"],
+        env=clean_environment(
+            BEACON_PROXY_API_KEY="k", BEACON_PROXY_SPOOL="memory:", BEACON_PROXY_UPSTREAM="http://127.0.0.1:9", TERM="xterm"
+        ),
+        stdout=subprocess.DEVNULL,
+        stderr=slave,
+    )
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(master, 65_536)
+        except OSError:  # the other end is closed
+            break
+    os.close(master)
+    process.wait(60)
+    assert b"looking at" in shown
+
+
+def test_a_check_that_hangs_or_fails_is_a_finding() -> None:
+    """A disk that does not answer must not hang the doctor, nor one check's own mistake end the others."""
+    never = threading.Event()
+
+    def hangs(installation: Installation) -> Iterator[Finding]:
+        yield ok("so far")
+        never.wait()
+
+    def fails(installation: Installation) -> Iterator[Finding]:
+        yield ok(str(1 // 0))
+
+    def cannot(installation: Installation) -> Iterator[Finding]:
+        raise PermissionError(13, "not yours", "/spool")
+        yield
+
+    patient = Installation(Settings())
+    found = [list(within(Check("it", 0.2, look), patient)) for look in (hangs, fails, cannot)]
+    never.set()
+    assert [[one.result for one in some] for some in found] == [[Result.OK, Result.WRONG], [Result.SKIPPED], [Result.WRONG]]
+    assert "0.2 s" in found[0][1].found
+    assert "/spool" in found[2][0].found
+
+
+MOUNTS = """22 1 0:20 / / rw - ext4 /dev/vda rw
+30 22 0:30 / /srv rw - nfs4 server:/srv rw
+31 22 0:31 / /run rw - tmpfs tmpfs rw
+32 30 0:32 / /srv/with\\040space rw - xfs /dev/vdb rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "result"),
+    [
+        ("/var/spool", "ok"),
+        ("/srv", "wrong"),
+        ("/srv/spool", "wrong"),
+        ("/srvother", "ok"),
+        ("/run/x", "warning"),
+        ("/srv/with space/x", "ok"),
+    ],
+)
+def test_the_file_system_is_that_of_the_nearest_mount(place: str, result: str) -> None:
+    """proc(5): spaces are escaped, and the longest mount point wins."""
+    assert spool_check.file_system(Path(place), MOUNTS).result == result
+
+
+def test_a_slow_disk_is_a_warning_only_where_visitors_wait_for_it() -> None:
+    """durability = os does not wait."""
+    assert disk.judge([1.0] * 30 + [90.0], "disk").result is Result.OK
+    slow = disk.judge([25.0] * 30, "disk")
+    assert slow.result is Result.WARNING
+    assert "25.0 ms" in slow.found
+    assert disk.judge([25.0] * 30, "os").result is Result.OK
+
+
+def test_how_far_a_clock_may_be_off() -> None:
+    """Two seconds, sixty."""
+    assert [clock.compared("x", off).result for off in (None, 0.5, -1.9, 5, -61)] == ["skipped", "ok", "ok", "warning", "wrong"]
+    assert "ahead of" in clock.compared("x", -61).found
+
+
+@pytest.mark.parametrize(
+    ("host", "name", "result"),
+    [
+        ("t.shop.example", "lb.shop.example", "ok"),
+        ("t.shop.example", "t.shop.example", "ok"),
+        ("t.shop.example", "proxy.vendor.example", "warning"),
+        ("t.shop.co.uk", "t.other.co.uk", "warning"),
+        ("t.shop.co.uk", "lb.shop.co.uk", "ok"),
+        ("192.0.2.1", "192.0.2.1", "ok"),
+        ("localhost", "localhost", "ok"),
+    ],
+)
+def test_a_name_of_another_domain_is_a_warning(host: str, name: str, result: str) -> None:
+    """Browsers cap the cookies of a cloaked CNAME."""
+    assert hosts.canonical(host, name).result == result
+
+
+def test_the_beacon_host_should_lie_where_the_site_lies() -> None:
+    """WebKit compares the first half of the address."""
+    site = "www.shop.example"
+    assert hosts.compared(site, [], site, []).result == "ok"
+    assert hosts.compared("t.shop.example", ["192.0.2.9"], site, ["192.0.77.1"]).result == "ok"
+    assert hosts.compared("t.shop.example", ["198.51.100.9"], site, ["192.0.77.1"]).result == "warning"
+    assert hosts.compared("t.shop.example", ["2001:db8::1"], site, ["192.0.2.1", "2001:db8::2"]).result == "ok"
+    assert hosts.compared("t.other.example", ["192.0.2.1"], site, ["192.0.2.1"]).result == "warning"
+    assert hosts.compared("t.shop.example", [], site, ["192.0.2.1"]).result == "skipped"
+
+
+CLAIM, LOOPBACK = forwarded.CLAIMED, ("127.0.0.0/8",)
+
+
+@pytest.mark.parametrize(
+    ("claimed", "unclaimed", "own", "public", "trusted", "result"),
+    [
+        ("8.8.8.8", "8.8.8.8", "8.8.8.8", ["9.9.9.9"], LOOPBACK, "ok"),
+        ("8.8.8.8", "8.8.8.8", "192.168.1.5", ["9.9.9.9"], LOOPBACK, "ok"),
+        ("8.8.8.8", "8.8.8.8", "8.8.4.4", ["9.9.9.9"], LOOPBACK, "warning"),
+        ("9.9.9.9", "9.9.9.9", "192.168.1.5", ["9.9.9.9"], LOOPBACK, "wrong"),
+        ("10.0.0.5", "10.0.0.5", "8.8.8.8", ["9.9.9.9"], LOOPBACK, "wrong"),
+        (CLAIM, "127.0.0.1", "8.8.8.8", ["9.9.9.9"], LOOPBACK, "wrong"),
+        (CLAIM, "127.9.9.9", "127.9.9.9", ["127.0.0.1"], LOOPBACK, "ok"),
+        (CLAIM, "8.8.8.8", "8.8.8.8", ["9.9.9.9"], LOOPBACK, "wrong"),
+        ("none", "none", "8.8.8.8", ["9.9.9.9"], LOOPBACK, "wrong"),
+    ],
+)
+def test_whose_address_it_is(
+    claimed: str, unclaimed: str, own: str, public: list[str], trusted: tuple[str, ...], result: str
+) -> None:
+    """Behind NAT our own address is not the one that is seen; a proxy's is its host's, or a private one."""
+    assert forwarded.judge(claimed, unclaimed, own, CLAIM, public, trusted).result == result
+
+
+def test_what_browsers_make_of_the_cookie() -> None:
+    """Domain, Secure and Max-Age."""
+    good = "km_ai=x; Max-Age=34560000; Path=/; SameSite=Lax; Domain=shop.example; Secure"
+    assert list(attributes(good, "www.shop.example", True)) == []
+    assert len(list(attributes(good, "www.myshop.example", True))) == 1
+    assert len(list(attributes("km_ai=x", "www.shop.example", True))) == 2
+    assert len(list(attributes("km_ai=x", "www.shop.example", False))) == 1
+
+
+def test_only_an_answer_like_ours_counts_as_exposed() -> None:
+    """Sites have health checks of their own."""
+    assert is_ours("/healthz", 200, b"alive\n")
+    assert not is_ours("/healthz", 200, b"OK")
+    assert is_ours("/readyz", 503, b"spool is full")
+    assert not is_ours("/readyz", 503, b"<html>Service Unavailable</html>")
+    assert not is_ours("/metrics", 404, b"beacon_proxy_received")
+    assert not is_ours("/", 200, b"<html>Shop</html>")
