@@ -9,12 +9,14 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from proxy.admin.config import AdminConfig
-from proxy.admin.metrics import exposition
+from proxy.admin.metrics import exposition, look, no_answer
 from proxy.admin.summary import read
 from proxy.spool import unready
 
 PATIENCE_S = 2.0
 """A disk that takes longer to answer is not ready."""
+SCRAPE_PATIENCE_S = 8.0
+"""Prometheus waits for 10 s unless told otherwise: before that it shall be told that the disk hangs."""
 
 
 def make_app(config: AdminConfig) -> Starlette:
@@ -34,7 +36,11 @@ def make_app(config: AdminConfig) -> Starlette:
         return JSONResponse(await asyncio.to_thread(read, config.spool))
 
     async def metrics(request: Request) -> Response:
-        return Response(await asyncio.to_thread(exposition, config.spool), media_type=CONTENT_TYPE_LATEST)
+        try:
+            reading = await asyncio.wait_for(asyncio.to_thread(look, config), SCRAPE_PATIENCE_S)
+        except TimeoutError:
+            reading = no_answer(config)
+        return Response(exposition(reading), media_type=CONTENT_TYPE_LATEST)
 
     return Starlette(
         routes=[Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics), Route("/", status)]

@@ -49,14 +49,14 @@ def serve(
     concern. Needs api_key.
     """
     from proxy.cli.supervisor import Supervisor
-    from proxy.log import configure, log
+    from proxy.log import configure, log, own_process
 
     def load() -> settings.Settings:
         loaded = settings.load(config)
         return loaded if workers is None else loaded.model_copy(update={"workers": workers})
 
     loaded = load()
-    configure(loaded.log_level)
+    configure(loaded.log_level, loaded.log_format)
     supervisor = Supervisor(loaded, load)
     log.info(
         "listening",
@@ -65,6 +65,7 @@ def serve(
         spool=loaded.spool,
         durability=loaded.durability,
     )
+    own_process()
     raise typer.Exit(supervisor.run())
 
 
@@ -79,16 +80,17 @@ def forward(config: ConfigOption = None) -> None:
     from collections.abc import Callable
 
     from proxy.cli.child import loop_factory, run_forwarder
-    from proxy.log import configure, log
+    from proxy.log import configure, log, own_process
 
     loaded = settings.load(config)
-    configure(loaded.log_level)
+    configure(loaded.log_level, loaded.log_format)
     forwarding = loaded.forwarder()
 
     def until(stop: Callable[[], None]) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop)
 
+    own_process()
     log.info("forwarding", spool=loaded.spool)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(run_forwarder(forwarding, until))
