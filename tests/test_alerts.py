@@ -67,7 +67,11 @@ def test_a_rule_that_never_fired_would_be_noticed(alert: str, tmp_path: Path) ->
 def test_alerts_and_dashboard_ask_only_for_what_is_exposed() -> None:
     """A metric that was renamed would leave a panel empty and an alert silent for ever."""
     names = exposed()
-    asked = {name for query in [*QUERIES, json.dumps(DASHBOARD["templating"]), *EXPRESSIONS] for name in re.findall(r"beacon_proxy_\w+", query)}
+    asked = {
+        name
+        for query in [*QUERIES, json.dumps(DASHBOARD["templating"]), *EXPRESSIONS]
+        for name in re.findall(r"beacon_proxy_\w+", query)
+    }
     assert asked - names == set()
     families = {re.sub(r"_(total|info|bucket|sum|count)$", "", name) for name in names}
     shown = {re.sub(r"_(total|info|bucket|sum|count)$", "", name) for name in asked}
