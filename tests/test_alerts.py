@@ -3,7 +3,6 @@ program it is for, where there is one, and held against what `/metrics` and the 
 
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -60,7 +59,9 @@ def test_a_rule_that_never_fired_would_be_noticed(alert: str, tmp_path: Path) ->
     [rule] = [rule for rule in text["groups"][0]["rules"] if rule["alert"] == alert]
     rule["expr"] = "vector(0) == 1"
     (tmp_path / "alerts.yml").write_text(yaml.safe_dump(text))
-    shutil.copy(PROMETHEUS / "alerts_test.yml", tmp_path)
+    tests = yaml.safe_load((PROMETHEUS / "alerts_test.yml").read_text())
+    tests["tests"] = [test for test in tests["tests"] if alert in yaml.safe_dump(test)]  # the others only take time
+    (tmp_path / "alerts_test.yml").write_text(yaml.safe_dump(tests))
     assert promtool("test", "rules", tmp_path / "alerts_test.yml").returncode == 1
 
 
