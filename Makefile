@@ -39,6 +39,12 @@ lint: setup ## Check style, types, the direction of imports and the generated ta
 docs: setup ## Write the generated tables anew
 	$(RUN)python docs/generate.py
 
+.PHONY: site
+site: setup ## Build the documentation as a site into site/
+	$(RUN)pip install --quiet --disable-pip-version-check --group docs
+	NO_MKDOCS_2_WARNING=1 $(RUN)mkdocs build --strict --quiet
+	@echo "Open site/index.html, or serve the directory."
+
 .PHONY: bench
 bench: setup ## Measure against a bare server, in turn (about 20 minutes; needs wrk and nginx)
 	$(RUN)python -m benchmarks --keep docs/measured/bench.json
@@ -62,4 +68,4 @@ wheel: setup ## Build the wheel into dist/
 
 .PHONY: clean
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache site

@@ -6,8 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from proxy import settings
+from proxy.admin.config import AdminConfig
+from proxy.admin.metrics import Reading, Seen, families
+from proxy.admin.report import Report, StatsReport, UpstreamReport
 from proxy.delivery import Answer, Final, Policy, decide
+from proxy.histogram import SECONDS, Histogram
 from proxy.outcome import Outcome
+from proxy.spool.port import IntakeStats, Ledger, SpoolConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,8 +57,24 @@ def verdicts_table() -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def metrics_table() -> str:
+    """Every family of `/metrics`, as a Markdown table: told by the code that tells them, for a spool with a bit of everything."""
+    stats = StatsReport({"200": 1}, Histogram(SECONDS), Histogram(SECONDS))
+    told = Report(0, {"http://vendor.example": UpstreamReport("closed", stats=stats)})
+    seen = Seen(Ledger({}, 0, None), told, IntakeStats(), 0, 0)
+    rows = ["| metric | type | labels | what it is |", "| --- | --- | --- | --- |"]
+    for family in families(Reading(AdminConfig(SpoolConfig("memory:"), ("default",)), 0.0, True, seen)):
+        labels = dict.fromkeys(name for sample in family.samples for name in sample.labels if name != "le")
+        name = family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")
+        kind = "gauge" if family.type == "info" else family.type
+        rows.append(f"| `{name}` | {kind} | {', '.join(f'`{label}`' for label in labels)} | {family.documentation} |")
+    return "\n".join(rows)
+
+
 TABLES = {
     "README.md": ("settings", settings.table),
+    "docs/settings.md": ("settings", settings.table),
+    "docs/metrics.md": ("metrics", metrics_table),
     "docs/outcomes.md": ("outcomes", outcomes_table),
     "docs/delivery.md": ("verdicts", verdicts_table),
 }

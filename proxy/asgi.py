@@ -14,6 +14,7 @@ from typing import Any
 from proxy import settings
 from proxy.collector.asgi import CollectorApp, Receive, Send
 from proxy.forward.forwarder import Forwarder
+from proxy.log import configure
 from proxy.spool import open_intake, open_outlet
 from proxy.spool.port import Intake
 
@@ -31,6 +32,7 @@ class Application:
         """Loaded once. Raises SettingsError."""
         if self._settings is None:
             self._settings = settings.load()
+            configure(self._settings.log_level, self._settings.log_format)
         return self._settings
 
     def intake(self) -> Intake:

@@ -14,7 +14,10 @@ SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096
 
 
 class Histogram(msgspec.Struct):
-    """How often what was observed lay at or below each bound, and above the bound before; the last count is for all above."""
+    """How often what was observed lay at or below each bound, and above the bound before; the last count is for all above.
+
+    Raises ValueError (read from JSON: msgspec.ValidationError) where counts and bounds don't belong together.
+    """
 
     bounds: tuple[float, ...]
     counts: list[int] = []
@@ -23,22 +26,24 @@ class Histogram(msgspec.Struct):
     def __post_init__(self) -> None:
         if not self.counts:
             self.counts = [0] * (len(self.bounds) + 1)
+        if len(self.counts) != len(self.bounds) + 1 or min(self.counts) < 0:
+            raise ValueError(f"expected {len(self.bounds) + 1} counts, none below 0")
 
     def observe(self, value: float) -> None:
-        """Count one."""
+        """Count one, 0 or greater."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
     def add(self, other: "Histogram") -> None:
         """Count all that another counted. One of other bounds (another version's) is left out."""
-        if other.bounds == self.bounds and len(other.counts) == len(self.counts):
+        if other.bounds == self.bounds:
             self.counts = [mine + its for mine, its in zip(self.counts, other.counts, strict=True)]
             self.sum += other.sum
 
     def cumulative(self) -> list[tuple[str, int]]:
-        """(bound, how many at or below it), the last one "+Inf"."""
+        """(bound as Prometheus writes it, how many at or below it), the last one "+Inf"."""
         total, found = 0, []
-        for bound, n in zip([*(f"{bound:g}" for bound in self.bounds), "+Inf"], self.counts, strict=True):
+        for bound, n in zip([*map(str, self.bounds), "+Inf"], self.counts, strict=True):
             total += n
             found.append((bound, total))
         return found

@@ -9,12 +9,14 @@ import threading
 
 from proxy import settings
 from proxy.collector.wsgi import CollectorWsgi
+from proxy.log import configure
 from proxy.spool import open_intake
 from proxy.spool.port import Intake
 
 _lock = threading.Lock()
 _intakes: dict[int, Intake] = {}
 _settings = settings.load()
+configure(_settings.log_level, _settings.log_format)
 
 
 def _intake() -> Intake:

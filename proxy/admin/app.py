@@ -8,15 +8,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from proxy.admin import metrics as prometheus
 from proxy.admin import page
 from proxy.admin.config import AdminConfig
-from proxy.admin.metrics import exposition
 from proxy.admin.page.look import Look
 from proxy.admin.summary import read
 from proxy.spool import unready
 
 PATIENCE_S = 2.0
 """A disk that takes longer to answer is not ready."""
+SCRAPE_PATIENCE_S = 8.0
+"""Prometheus waits for 10 s unless told otherwise: before that it shall be told that the disk hangs."""
 
 
 def make_app(config: AdminConfig, look: Look) -> Starlette:
@@ -39,7 +41,11 @@ def make_app(config: AdminConfig, look: Look) -> Starlette:
         return JSONResponse(await asyncio.to_thread(read, config.spool), headers={"cache-control": "no-store", "vary": "accept"})
 
     async def metrics(request: Request) -> Response:
-        return Response(await asyncio.to_thread(exposition, config.spool), media_type=CONTENT_TYPE_LATEST)
+        try:
+            seen = await asyncio.wait_for(asyncio.to_thread(prometheus.look, config), SCRAPE_PATIENCE_S)
+        except TimeoutError:
+            seen = prometheus.no_answer(config)
+        return Response(prometheus.exposition(seen), media_type=CONTENT_TYPE_LATEST)
 
     return Starlette(
         routes=[

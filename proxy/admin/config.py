@@ -9,4 +9,7 @@ class AdminConfig(msgspec.Struct, frozen=True):
     """The admin listener's part of the settings."""
 
     spool: SpoolConfig
+    sites: tuple[str, ...] = ()
+    """Their names: a counter is there, with 0, before there is anything to count."""
     log_level: str = "info"
+    log_format: str = "auto"

@@ -1,13 +1,15 @@
-"""`/metrics`: the ledger and the forwarder's state as Prometheus metrics.
+"""`/metrics`: the ledger, the commits and the forwarder's state as Prometheus metrics.
 
-Both are kept in the spool, whichever process counted, so they are right across processes and restarts without any counting of
-their own. Names and units follow Prometheus' practice; no label holds anything of a visitor.
+All is kept in the spool, whichever process counted, so it is right across processes and restarts without any counting here.
+A scrape is one look at the spool (`look`), told as families (`families`, pure). Names and units follow Prometheus' practice;
+labels are names of sites and outcomes, upstreams' addresses and answers: nothing of a visitor, and nothing a visitor can choose.
 """
 
+import sqlite3
 import time
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
@@ -16,72 +18,123 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from proxy import __version__
-from proxy.admin.report import UpstreamReport, report
-from proxy.admin.summary import summary
+from proxy.admin.config import AdminConfig
+from proxy.admin.report import Report, UpstreamReport, report
 from proxy.outcome import Ending, Outcome
 from proxy.spool import forwarder_state, intake_stats, ledger_of, ledger_off, spool_bytes, unready
-from proxy.spool.port import RECEIVED, REFUSED, TRIMMED, IntakeStats, SpoolConfig
+from proxy.spool.port import RECEIVED, REFUSED, TRIMMED, IntakeStats, Ledger, SpoolConfig, SpoolError
 
 AUDIT_EVERY_S, AUDIT_MOST = 60, 200_000
 """How often the spool's rows are counted, and how many at the most: counting touches each."""
-STATES = ("closed", "open", "probing", "no forwarder")
+STATES = ("closed", "open", "probing", "no_forwarder")
 
 
-class _Reading(Collector):
-    """One look at the spool for each scrape."""
+class Seen(NamedTuple):
+    """What was found in the spool."""
 
-    def __init__(self, config: SpoolConfig) -> None:
-        self._config = config
+    ledger: Ledger
+    told: Report
+    intake: IntakeStats
+    used_bytes: int
+    off: int | None
+    """By how many hits ledger and spool differ; None: not counted."""
 
-    def describe(self) -> list[Metric]:
-        """Nothing is read before the first scrape."""
-        return []
 
-    def collect(self) -> Iterator[Metric]:
-        """All families, from one reading."""
-        ledger = ledger_of(self._config)
-        state = forwarder_state(self._config)
-        found = summary(ledger, state)
-        received = CounterMetricFamily(
-            "beacon_proxy_received", "Beacons answered 200: stored, or deliberately dropped.", labels=["site"]
-        )
-        refused = CounterMetricFamily("beacon_proxy_refused", "Beacons answered 503: not stored.", labels=["site"])
-        trimmed = CounterMetricFamily("beacon_proxy_trimmed", "Beacons delivered shortened to the API's limits.", labels=["site"])
-        ended = CounterMetricFamily(
-            "beacon_proxy_outcomes",
-            "Beacons that ended, by outcome. Replaying dead letters takes them back.",
-            labels=["site", "ending", "outcome"],
-        )
-        dead = GaugeMetricFamily("beacon_proxy_dead_letters", "Dead letters kept, by reason.", labels=["site", "outcome"])
-        pending = GaugeMetricFamily("beacon_proxy_pending", "Beacons stored and not yet delivered.", labels=["site"])
-        for site, counts in sorted(ledger.counts.items()):
-            received.add_metric([site], counts.get(RECEIVED, 0))
-            refused.add_metric([site], counts.get(REFUSED, 0))
-            trimmed.add_metric([site], counts.get(TRIMMED, 0))
-            pending.add_metric([site], ledger.pending_of(site))
-            for outcome in Outcome:
-                if n := counts.get(outcome, 0):
-                    if outcome.ending is Ending.DEAD:
-                        dead.add_metric([site, outcome], n)
-                    else:
-                        ended.add_metric([site, outcome.ending, outcome], n)
-        yield from (received, refused, trimmed, ended, dead, pending)
-        oldest = ledger.oldest_pending_ms
-        age = 0.0 if oldest is None else max(0.0, time.time() - oldest / 1000)
-        yield GaugeMetricFamily("beacon_proxy_oldest_pending_seconds", "Age of the oldest pending beacon.", value=age)
+class Reading(NamedTuple):
+    """One look at the spool."""
+
+    config: AdminConfig
+    now_s: float
+    ready: bool
+    seen: Seen | None
+    """None: it could not be read."""
+
+
+def look(config: AdminConfig) -> Reading:
+    """Look at the configured spool. A spool that cannot be read is told of, too. Takes as long as the disk does."""
+    spool, ready = config.spool, not unready(config.spool)
+    try:
+        told = report(forwarder_state(spool))
+        off = _ledger_off(spool, int(time.monotonic() / AUDIT_EVERY_S))
+        seen = Seen(ledger_of(spool), told, intake_stats(spool), spool_bytes(spool), off)
+    except (sqlite3.Error, OSError, SpoolError):
+        seen = None
+    return Reading(config, time.time(), ready, seen)
+
+
+def no_answer(config: AdminConfig) -> Reading:
+    """What to tell when a look takes too long: the disk hangs."""
+    return Reading(config, time.time(), False, None)
+
+
+@lru_cache(1)
+def _ledger_off(spool: SpoolConfig, turn: int) -> int | None:
+    return ledger_off(spool, AUDIT_MOST)
+
+
+def families(reading: Reading) -> Iterator[Metric]:
+    """All that is told. Counters that cannot be read are left out: a 0 would be taken for a restart."""
+    yield GaugeMetricFamily(
+        "beacon_proxy_ready",
+        "1 while the spool can take beacons, as /readyz says; 0: beacons are answered 503.",
+        value=reading.ready,
+    )
+    yield GaugeMetricFamily(
+        "beacon_proxy_spool_readable",
+        "1 if this scrape could read the spool; 0: most metrics are missing.",
+        value=bool(reading.seen),
+    )
+    yield GaugeMetricFamily("beacon_proxy_spool_max_bytes", "Setting max_bytes.", value=reading.config.spool.max_bytes)
+    yield InfoMetricFamily("beacon_proxy_build", "The version.", value={"version": __version__})
+    if reading.seen is not None:
+        yield from _ledger(reading.seen.ledger, reading.config.sites)
+        yield from _spool(reading.seen, reading.now_s)
+        yield from _commits(reading.seen.intake)
+        yield from _upstreams(reading.seen.told)
+        yield from _attempts(reading.seen.told.upstreams)
+
+
+def _ledger(ledger: Ledger, sites: tuple[str, ...]) -> Iterator[Metric]:
+    received = CounterMetricFamily(
+        "beacon_proxy_received", "Beacons answered 200: stored, or deliberately dropped.", labels=["site"]
+    )
+    refused = CounterMetricFamily("beacon_proxy_refused", "Beacons answered 503: not stored.", labels=["site"])
+    trimmed = CounterMetricFamily("beacon_proxy_trimmed", "Beacons delivered shortened to the API's limits.", labels=["site"])
+    ended = CounterMetricFamily(
+        "beacon_proxy_outcomes", "Beacons delivered or dropped, by outcome.", labels=["site", "ending", "outcome"]
+    )
+    dead = GaugeMetricFamily(
+        "beacon_proxy_dead_letters", "Dead letters kept, by reason; fewer after a replay.", labels=["site", "outcome"]
+    )
+    pending = GaugeMetricFamily("beacon_proxy_pending", "Beacons stored and not yet delivered.", labels=["site"])
+    for site in sorted({*sites, *ledger.counts}):
+        counts = ledger.counts.get(site, {})
+        received.add_metric([site], counts.get(RECEIVED, 0))
+        refused.add_metric([site], counts.get(REFUSED, 0))
+        trimmed.add_metric([site], counts.get(TRIMMED, 0))
+        pending.add_metric([site], ledger.pending_of(site))
+        for outcome in Outcome:
+            if outcome.ending is Ending.DEAD:
+                dead.add_metric([site, outcome.value], counts.get(outcome, 0))
+            else:
+                ended.add_metric([site, outcome.ending.value, outcome.value], counts.get(outcome, 0))
+    yield from (received, refused, trimmed, ended, dead, pending)
+
+
+def _spool(seen: Seen, now_s: float) -> Iterator[Metric]:
+    oldest = seen.ledger.oldest_pending_ms
+    age = 0.0 if oldest is None else max(0.0, now_s - oldest / 1000)
+    yield GaugeMetricFamily("beacon_proxy_oldest_pending_seconds", "Age of the oldest pending beacon; 0: none.", value=age)
+    yield GaugeMetricFamily("beacon_proxy_spool_bytes", "Bytes of the spool that hold something.", value=seen.used_bytes)
+    yield GaugeMetricFamily(
+        "beacon_proxy_lanes_set_aside", "Lanes that cannot be read or were set aside as corrupt.", value=len(seen.ledger.unread)
+    )
+    if seen.off is not None:
         yield GaugeMetricFamily(
-            "beacon_proxy_spool_bytes", "Bytes of the spool that hold something.", value=spool_bytes(self._config)
+            "beacon_proxy_ledger_off",
+            f"Hits by which ledger and spool differ, looked at once a minute; 0. Not told above {AUDIT_MOST:,} hits in a lane.",
+            value=seen.off,
         )
-        yield GaugeMetricFamily("beacon_proxy_spool_max_bytes", "Setting max_bytes.", value=self._config.max_bytes)
-        yield GaugeMetricFamily("beacon_proxy_lanes_set_aside", "Corrupt lanes set aside.", value=len(ledger.unread))
-        yield GaugeMetricFamily(
-            "beacon_proxy_forwarder_running", "1 while a forwarder reports.", value=float(report(state).is_running())
-        )
-        yield InfoMetricFamily("beacon_proxy_build", "The version.", value={"version": __version__})
-        yield from _commits(intake_stats(self._config))
-        yield from _promise(self._config)
-        yield from _upstreams(found["upstreams"])
-        yield from _attempts(report(state).upstreams)
 
 
 def _commits(stats: IntakeStats) -> Iterator[Metric]:
@@ -92,23 +145,27 @@ def _commits(stats: IntakeStats) -> Iterator[Metric]:
     yield from (seconds, sizes)
 
 
-def _promise(config: SpoolConfig) -> Iterator[Metric]:
-    yield GaugeMetricFamily(
-        "beacon_proxy_ready", "1 while the spool can take beacons, as /readyz says.", value=float(not unready(config))
+def _upstreams(told: Report) -> Iterator[Metric]:
+    running = told.is_running()
+    yield GaugeMetricFamily("beacon_proxy_forwarder_running", "1 while a forwarder reports.", value=running)
+    state = GaugeMetricFamily(
+        "beacon_proxy_upstream_state",
+        "1 for the circuit breaker's present state; a closed circuit is one that works.",
+        labels=["upstream", "state"],
     )
-    off = _ledger_off(config, int(time.monotonic() / AUDIT_EVERY_S))
-    if off is not None:
-        yield GaugeMetricFamily("beacon_proxy_ledger_off", "Hits by which the ledger and the spool differ; 0.", value=off)
-
-
-@lru_cache(1)
-def _ledger_off(config: SpoolConfig, turn: int) -> int | None:
-    return ledger_off(config, AUDIT_MOST)
+    limit = GaugeMetricFamily("beacon_proxy_upstream_limit", "Most requests in flight just now.", labels=["upstream"])
+    in_flight = GaugeMetricFamily("beacon_proxy_upstream_in_flight", "Requests in flight.", labels=["upstream"])
+    for upstream, of in sorted(told.upstreams.items()):
+        for name in STATES:
+            state.add_metric([upstream, name], name == (of.state if running else "no_forwarder"))
+        limit.add_metric([upstream], of.limit)
+        in_flight.add_metric([upstream], of.in_flight if running else 0)
+    yield from (state, limit, in_flight)
 
 
 def _attempts(told: dict[str, UpstreamReport]) -> Iterator[Metric]:
     answers = CounterMetricFamily(
-        "beacon_proxy_attempts", "Attempts to deliver, by status or failure.", labels=["upstream", "answer"]
+        "beacon_proxy_attempts", "Attempts to deliver, by status or kind of failure.", labels=["upstream", "answer"]
     )
     took = HistogramMetricFamily("beacon_proxy_attempt_seconds", "Time of an attempt.", labels=["upstream"])
     ages = HistogramMetricFamily("beacon_proxy_delivery_seconds", "Time from receipt to delivery.", labels=["upstream"])
@@ -121,26 +178,21 @@ def _attempts(told: dict[str, UpstreamReport]) -> Iterator[Metric]:
     yield from (answers, took, ages)
 
 
-def _upstreams(found: dict[str, dict[str, Any]]) -> Iterator[Metric]:
-    state = GaugeMetricFamily("beacon_proxy_upstream_state", "1 for the breaker's present state.", labels=["upstream", "state"])
-    gauges = {
-        "limit": GaugeMetricFamily("beacon_proxy_upstream_limit", "Most requests in flight just now.", labels=["upstream"]),
-        "in_flight": GaugeMetricFamily("beacon_proxy_upstream_in_flight", "Requests in flight.", labels=["upstream"]),
-        "per_second": GaugeMetricFamily(
-            "beacon_proxy_upstream_delivered_per_second", "Deliveries a second.", labels=["upstream"]
-        ),
-    }
-    for upstream, told in sorted(found.items()):
-        for name in STATES:
-            state.add_metric([upstream, name.replace(" ", "_")], float(told["state"] == name))
-        for name, gauge in gauges.items():
-            gauge.add_metric([upstream], told[name])
-    yield state
-    yield from gauges.values()
+class _Told(Collector):
+    """One reading's families."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        return families(self._reading)
 
 
-def exposition(config: SpoolConfig) -> bytes:
+def exposition(reading: Reading) -> bytes:
     """The text that Prometheus scrapes."""
     registry = CollectorRegistry()
-    registry.register(_Reading(config))
+    registry.register(_Told(reading))
     return generate_latest(registry)

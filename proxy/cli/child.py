@@ -21,7 +21,7 @@ from proxy.admin.config import AdminConfig
 from proxy.collector.config import CollectorConfig
 from proxy.enrich import EnricherError, load
 from proxy.forward.config import ForwarderConfig
-from proxy.log import configure, log
+from proxy.log import configure, log, own_process
 from proxy.spool import open_intake, open_outlet
 from proxy.spool.port import ForwarderRunning, Outlet, SpoolError
 
@@ -117,11 +117,14 @@ async def run_forwarder(config: ForwarderConfig, until: Callable[[Callable[[], N
 
 async def _outlet_when_free(config: ForwarderConfig, stopping: asyncio.Event) -> Outlet | None:
     """None if stopped before."""
+    told = False
     while not stopping.is_set():
         try:
             return open_outlet(config.spool)
         except ForwarderRunning as held:
-            log.warning("forwarder waits", reason=str(held))
+            if not told:
+                log.warning("forwarder waits", reason=str(held))
+            told = True
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stopping.wait(), 1.0)
     return None
@@ -140,6 +143,7 @@ def main() -> int:
     """Entry point of the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    own_process()
     line = b""
     while not line.endswith(b"\n"):
         chunk = os.read(0, 65_536)
@@ -152,25 +156,25 @@ def main() -> int:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             if role == "collector":
                 config = msgspec.json.decode(line, type=CollectorConfig)
-                configure(config.log_level)
+                configure(config.log_level, config.log_format)
                 runner.run(run_collector(config, int(arguments[0]), beat))
             elif role == "admin":
                 admin = msgspec.json.decode(line, type=AdminConfig)
-                configure(admin.log_level)
+                configure(admin.log_level, admin.log_format)
                 runner.run(run_admin(admin, int(arguments[0]), beat))
             elif role == "trial":
                 load(msgspec.json.decode(line, type=ForwarderConfig).enrich)
             else:
                 forwarding = msgspec.json.decode(line, type=ForwarderConfig)
-                configure(forwarding.log_level)
+                configure(forwarding.log_level, forwarding.log_format)
                 runner.run(run_forwarder(forwarding, _when_told, beat))
     except (SpoolError, EnricherError) as error:
-        print(f"beacon-proxy: {error}", file=sys.stderr)
+        log.error("cannot run as configured", reason=str(error))
         return EX_CONFIG
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"beacon-proxy: {error.filename}: {error.strerror}", file=sys.stderr)
+        log.error("cannot go on", file=error.filename, reason=error.strerror)
         return 1
     return 0
 

@@ -50,14 +50,14 @@ def serve(
     concern. Needs api_key.
     """
     from proxy.cli.supervisor import Supervisor
-    from proxy.log import configure, log
+    from proxy.log import configure, log, own_process
 
     def load() -> settings.Settings:
         loaded = settings.load(config)
         return loaded if workers is None else loaded.model_copy(update={"workers": workers})
 
     loaded = load()
-    configure(loaded.log_level)
+    configure(loaded.log_level, loaded.log_format)
     supervisor = Supervisor(loaded, load)
     log.info(
         "listening",
@@ -66,6 +66,7 @@ def serve(
         spool=loaded.spool,
         durability=loaded.durability,
     )
+    own_process()
     raise typer.Exit(supervisor.run())
 
 
@@ -76,11 +77,12 @@ def forward(config: ConfigOption = None) -> None:
     If another forwarder is at work on the spool, this one waits and takes over when that one ends. Needs api_key.
     """
     from proxy.cli.forward import run
-    from proxy.log import configure, log
+    from proxy.log import configure, log, own_process
 
     loaded = settings.load(config)
-    configure(loaded.log_level)
+    configure(loaded.log_level, loaded.log_format)
     forwarding = loaded.forwarder()
+    own_process()
     log.info("forwarding", spool=loaded.spool)
     run(forwarding)
 

@@ -233,10 +233,11 @@ class Supervisor:
 
 def _configs(settings: Settings) -> dict[str, bytes]:
     """What each role is told, as a line of JSON; only the forwarder's has keys. Raises SettingsError."""
+    forwarder = settings.forwarder()
     configs = {
         "collector": settings.collector(),
-        "forwarder": settings.forwarder(),
-        "admin": AdminConfig(settings.spool_config(), settings.log_level),
+        "forwarder": forwarder,
+        "admin": AdminConfig(settings.spool_config(), tuple(forwarder.sites), settings.log_level, settings.log_format),
     }
     return {role: msgspec.json.encode(config) + b"\n" for role, config in configs.items()}
 

@@ -48,6 +48,7 @@ class CollectorConfig(msgspec.Struct, frozen=True):
     """Beacons per address and minute; 0 is no limit."""
     debug_token: str = ""
     log_level: str = "info"
+    log_format: str = "auto"
     shutdown_grace_s: float = 10.0
 
     def __repr__(self) -> str:

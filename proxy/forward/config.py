@@ -30,4 +30,5 @@ class ForwarderConfig(msgspec.Struct, frozen=True):
     address_property: str = ""
     enrich: EnrichConfig = EnrichConfig()
     log_level: str = "info"
+    log_format: str = "auto"
     shutdown_grace_s: float = 10.0

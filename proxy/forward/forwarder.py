@@ -126,6 +126,7 @@ class Forwarder:
                 runner.cancel()
             await asyncio.gather(*self._runners, return_exceptions=True)
             await self._on_disk(self._outlet.settle, self._take_settled())
+            await self._publish()
             await self._on_disk(self._outlet.close)
             self._disk.shutdown()
             await self._upstream.close()
@@ -156,12 +157,15 @@ class Forwarder:
         self._published = time.monotonic()
         if self._clock.look():
             log.warning("the wall clock jumped: no beacon is called too old before max_age has passed from now on")
+        for route in self._routes:
+            self._tell(route)
         state = {
             "clock": self._clock.seen,
             "upstreams": {route.upstream: route.state() for route in self._routes},
             "last": self._watch.last(),
         }
-        await self._on_disk(self._outlet.publish, msgspec.json.encode({"written_ms": self._clock.seen.wall_ms, **state}))
+        written_ms = 0 if self._stopping.is_set() else self._clock.seen.wall_ms  # 0: nobody is at work any more
+        await self._on_disk(self._outlet.publish, msgspec.json.encode({"written_ms": written_ms, **state}))
 
     async def _drain(self) -> None:
         """Give back what no attempt was begun for; let the attempts under way end, within the grace."""
@@ -206,13 +210,12 @@ class Forwarder:
         began = time.perf_counter()
         answer = await self._upstream.send(prepared.request)
         took_ms = (time.perf_counter() - began) * 1000
-        blamed, state = pace.blames_hit(), pace.state
+        blamed = pace.blames_hit()
         if delivered(answer) or refused(answer):
             pace.succeeded(took_ms, monotonic_ms())
         else:
             pace.failed(str(answer), monotonic_ms())
-        if pace.state is not state and State.CLOSED in (pace.state, state):
-            self._tell(route)
+        self._tell(route)
         age_ms, now_ms = self._clock.age_ms(hit.received_ms), self._clock.now_ms()
         route.attempted(answer, took_ms)
         verdict = decide(
@@ -226,7 +229,7 @@ class Forwarder:
         )
         if isinstance(verdict, Final) and verdict.outcome is Outcome.DELIVERED:
             route.delivered += 1
-            route.stats.delivery_seconds.observe(age_ms / 1000)
+            route.stats.delivery_seconds.observe(max(0, age_ms) / 1000)
             if prepared.trimmed:
                 verdict = Final(verdict.outcome, verdict.answer, trimmed=True)
         self._watch.see(Seen(now_ms, hit, prepared.request, verdict, claim.attempt, age_ms))
@@ -236,10 +239,12 @@ class Forwarder:
         return verdict
 
     def _tell(self, route: Route) -> None:
+        """Once for each change, and not for each flicker."""
         route.since_ms = self._clock.now_ms()
         if route.pace.state is State.CLOSED:
-            log.info("upstream takes beacons again", upstream=route.upstream)
-        else:
+            if route.trouble.ends():
+                log.info("upstream takes beacons again", upstream=route.upstream)
+        elif route.trouble.begins():
             log.warning("upstream takes nothing: waiting and probing", upstream=route.upstream, failure=route.pace.last_failure)
 
     def _take_settled(self) -> list[Settlement]:

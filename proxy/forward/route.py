@@ -9,6 +9,7 @@ import msgspec
 from proxy.delivery import Answer
 from proxy.forward.pacing import Pace, State
 from proxy.histogram import SECONDS, Histogram
+from proxy.log import Trouble
 from proxy.spool.port import Claim
 
 PROBE_CHOICE = 8
@@ -22,13 +23,20 @@ AGES = (*SECONDS, 30.0, 60.0, 300.0, 1800.0, 7200.0, 43200.0, 172800.0, 604800.0
 
 
 class RouteStats(msgspec.Struct):
-    """What went through a route, over all forwarders that ever published."""
+    """What went through a route, this forwarder's predecessors included."""
 
     answers: dict[str, int] = {}
     """Attempts by what came of them: a status, or the name of a failure."""
     attempt_seconds: Histogram = msgspec.field(default_factory=lambda: Histogram(SECONDS))
     delivery_seconds: Histogram = msgspec.field(default_factory=lambda: Histogram(AGES))
     """From receipt to delivery."""
+
+    def add(self, other: "RouteStats") -> None:
+        """Count those of an earlier forwarder in."""
+        for answer, n in other.answers.items():
+            self.answers[answer] = self.answers.get(answer, 0) + n
+        self.attempt_seconds.add(other.attempt_seconds)
+        self.delivery_seconds.add(other.delivery_seconds)
 
 
 def monotonic_ms() -> int:
@@ -47,7 +55,10 @@ class Route:
         self.delivered = 0
         self.since_ms = 0
         """When the breaker opened or closed last, milliseconds since the epoch."""
-        self.stats = stats or RouteStats()
+        self.stats = RouteStats()
+        if stats is not None:
+            self.stats.add(stats)
+        self.trouble = Trouble()
         self._rated = (0, monotonic_ms())
         self._rate = 0.0
 

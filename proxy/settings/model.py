@@ -126,6 +126,9 @@ class Settings(BaseModel):
     )
     shutdown_grace: float = Field(10.0, gt=0, le=600, description="Seconds a stop may take.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="A line of JSON each, or for eyes; `auto`: JSON unless standard error is a terminal."
+    )
     sites: dict[str, SiteSettings] = Field({}, description="Several sites in one proxy, `[sites.NAME]`; see below.")
 
     @field_validator("*", mode="before")
@@ -182,6 +185,7 @@ class Settings(BaseModel):
             rate_limit=self.rate_limit,
             debug_token=self.debug_token.get_secret_value() if self.debug_token else "",
             log_level=self.log_level,
+            log_format=self.log_format,
             shutdown_grace_s=self.shutdown_grace,
         )
 
@@ -212,6 +216,7 @@ class Settings(BaseModel):
                 tuple(self.enrichers), self.rename, self.bots, str(self.geo_database) if self.geo_database else ""
             ),
             log_level=self.log_level,
+            log_format=self.log_format,
             shutdown_grace_s=self.shutdown_grace,
         )
 

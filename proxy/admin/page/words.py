@@ -86,7 +86,7 @@ def verdict(reading: Reading, found: dict[str, Any], now_ms: int) -> Verdict:
         return Verdict("warn", "No forwarder is running", f"{pending} safely on disk, and will be delivered by the next one.")
     if closed := [url for url, of in found["upstreams"].items() if of["state"] != "closed"]:
         of = reading.told.upstreams[closed[0]]
-        why = f": {_failure(of.last_failure).partition(" (")[0]}" if of.last_failure else ""
+        why = ": " + _failure(of.last_failure).partition(" (")[0] if of.last_failure else ""
         return Verdict("warn", f"The upstream takes nothing{why}", f"{pending} safely on disk until {closed[0]} is back.")
     if found["dead"]:
         n = found["dead"]

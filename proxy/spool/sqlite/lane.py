@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sqlite3
+import threading
 import time
 from collections import Counter
 from contextlib import closing
@@ -12,7 +13,7 @@ import msgspec
 
 from proxy import hit as hits
 from proxy.hit import Hit
-from proxy.log import log
+from proxy.log import Trouble, log
 from proxy.outcome import Outcome
 from proxy.spool.group import Counts, GroupCommit
 from proxy.spool.port import RECEIVED, REFUSED, IntakeStats, SpoolConfig, SpoolError, SpoolRefused, Tapped
@@ -48,6 +49,10 @@ class Lane:
         self._lock: int | None = None
         self._inode: tuple[int, int] | None = None
         self._trouble = ""
+        self._told_of = Trouble()
+        self._figures: tuple[Path, IntakeStats] | None = None
+        """Where they are left, and the figures: the lane's, whoever held it."""
+        self._telling = threading.Lock()
         self.path = self._directory
         try:
             file.make_directory(self._directory)
@@ -57,8 +62,8 @@ class Lane:
         self._told = 0.0
         self._tap = Tap(self._directory)
         self._group = GroupCommit(self._commit, self._close, config.commit_timeout_s, self._tell)
-        if (before := read_stats(self._stats_path())) is not None:  # counters go on where a predecessor's ended
-            self._group.stats.add(before)
+        if self._db is not None:
+            self._count_on()
         self.append = self._group.append
         self.append_then = self._group.append_then
         self.append_blocking = self._group.append_blocking
@@ -77,24 +82,39 @@ class Lane:
         self._group.close()
         self._tap.close()
 
-    def _stats_path(self) -> Path:
-        return self.path.with_suffix(STATS)
+    def _count_on(self) -> None:
+        """Counters go on where those of the lane's last holder ended."""
+        path = self.path.with_suffix(STATS)
+        stats = IntakeStats()
+        if (before := read_stats(path)) is not None:
+            stats.add(before)
+        self._group.stats = stats
+        self._figures = (path, stats)
 
     def _tell(self) -> None:
         """Leave the figures where the admin listener finds them, and look who is listening, about once a second."""
         now = time.monotonic()
-        if now - self._told >= TELL_S and self._lock is not None:
+        if now - self._told >= TELL_S:
             self._told = now
             self._tap.look()
-            with contextlib.suppress(OSError):  # it is only for looking at
-                file.replace_file(self._stats_path(), msgspec.json.encode(self._group.stats))
+            self._leave_figures()
+
+    def _leave_figures(self) -> None:
+        with self._telling:
+            if self._figures is not None:
+                path, stats = self._figures
+                with contextlib.suppress(OSError):  # it is only for looking at
+                    file.replace_file(path, msgspec.json.encode(stats))
 
     def _commit(self, batch: list[Hit], counts: Counts) -> None:
         """One transaction. What was written to a file that meanwhile lost its name is refused: nobody would read it."""
         if self._db is None and time.monotonic() - self._tried < REOPEN_S:
             raise SpoolRefused(self._trouble)
         try:
-            db = self._db or self._open()
+            db = self._db
+            if db is None:
+                db = self._open()
+                self._count_on()
             rows = [hits.encode(hit) for hit in batch]
             if rows:
                 self._refuse_when_full(db, sum(map(len, rows)))
@@ -117,7 +137,8 @@ class Lane:
                 self._close()
             raise SpoolRefused(self._trouble) from error
         if self._trouble:
-            log.warning("storing again", lane=str(self.path), after=self._trouble)
+            if self._told_of.ends():
+                log.warning("storing again", lane=str(self.path), after=self._trouble)
             self._trouble = ""
 
     def _open(self) -> file.Connection:
@@ -157,11 +178,13 @@ class Lane:
             raise SpoolRefused(f"the spool holds max_bytes ({self._max_bytes})")
 
     def _note_trouble(self, reason: str) -> None:
-        if not self._trouble:
+        if self._told_of.begins():
             log.error("refusing beacons", reason=reason)
         self._trouble = reason
 
     def _close(self) -> None:
+        self._leave_figures()  # while the lane is still ours
+        self._figures = None
         if self._db is not None:
             self._db.close()
         if self._lock is not None:

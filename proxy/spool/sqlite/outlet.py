@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from proxy.log import log
+from proxy.log import Trouble, log
 from proxy.spool.port import Claim, ForwarderRunning, Ledger, Settlement, SpoolError, Tapped
 from proxy.spool.sqlite import file
 from proxy.spool.sqlite.reader import LaneReader
@@ -36,6 +36,7 @@ class SqliteOutlet:
         self._readers: dict[int, LaneReader] = {}
         self._resting: dict[int, float] = {}
         """Lane → when it may be tried again (monotonic)."""
+        self._troubles: dict[int, Trouble] = {}
         self._unopened: dict[Path, str] = {}
         self._looked = -1e9
         try:
@@ -118,12 +119,12 @@ class SqliteOutlet:
         except sqlite3.Error as error:
             self._in_trouble(reader, error)
             return None
-        if self._resting.pop(reader.identity, None) is not None:
+        if self._resting.pop(reader.identity, None) is not None and self._troubles.setdefault(reader.identity, Trouble()).ends():
             log.info("lane works again", lane=str(reader.path))
         return found
 
     def _in_trouble(self, reader: LaneReader, error: sqlite3.Error) -> None:
-        if reader.identity not in self._resting:
+        if self._troubles.setdefault(reader.identity, Trouble()).begins():
             log.error("lane in trouble", lane=str(reader.path), reason=str(error))
         self._resting[reader.identity] = time.monotonic() + REST_S
         if file.is_corrupt(error):
@@ -135,6 +136,7 @@ class SqliteOutlet:
         reader.close()
         self._readers.pop(reader.identity, None)
         self._resting.pop(reader.identity, None)
+        self._troubles.pop(reader.identity, None)
 
     def _look_for_lanes(self, now_ms: int) -> None:
         """Open lanes that came, forget those whose name stands for another file now. A name that is gone may come back."""

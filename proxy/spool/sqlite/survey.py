@@ -97,17 +97,29 @@ def audit(directory: str | Path, most: int) -> int | None:
     """
     off = 0
     for path in file.lane_files(Path(directory)):
-        with contextlib.closing(file.open_file(path)) as db:
-            db.execute("BEGIN")
-            counts = dict(db.execute("SELECT name, sum(n) FROM ledger GROUP BY name").fetchall())
-            dead = sum(counts.get(outcome.value, 0) for outcome in Outcome if outcome.ending is Ending.DEAD)
-            pending = counts.get(RECEIVED, 0) - sum(counts.get(name, 0) for name in ENDED)
-            if pending + dead > most:
-                return None
-            rows = sum(db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("fresh", "waiting", "dead"))
-            db.execute("COMMIT")
-            off += rows - pending - dead
+        try:
+            of_lane = _audit_lane(path, most)
+        except sqlite3.Error as error:
+            if path.exists() and not file.is_corrupt(error):
+                raise
+            continue  # named by read_ledger
+        if of_lane is None:
+            return None
+        off += of_lane
     return off
+
+
+def _audit_lane(path: Path, most: int) -> int | None:
+    with contextlib.closing(file.open_file(path)) as db:
+        db.execute("BEGIN")
+        counts = dict(db.execute("SELECT name, sum(n) FROM ledger GROUP BY name").fetchall())
+        dead = sum(counts.get(outcome.value, 0) for outcome in Outcome if outcome.ending is Ending.DEAD)
+        pending = counts.get(RECEIVED, 0) - sum(counts.get(name, 0) for name in ENDED)
+        if pending + dead > most:
+            return None
+        rows = sum(db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("fresh", "waiting", "dead"))
+        db.execute("COMMIT")
+        return int(rows - pending - dead)
 
 
 def why_unready(directory: str | Path, max_bytes: int) -> str:
@@ -133,13 +145,18 @@ def why_unready(directory: str | Path, max_bytes: int) -> str:
 
 
 def directory_bytes(directory: str | Path) -> int:
-    """Bytes of all lanes that hold something."""
+    """Bytes of all lanes that hold something. A lane that is corrupt, or just gone, is not counted."""
     return sum(_used_bytes(path) for path in file.lane_files(Path(directory)))
 
 
 def _used_bytes(path: Path) -> int:
-    with contextlib.closing(file.open_file(path)) as db:
-        return file.sizes(db)[0]
+    try:
+        with contextlib.closing(file.open_file(path)) as db:
+            return file.sizes(db)[0]
+    except sqlite3.Error as error:
+        if path.exists() and not file.is_corrupt(error):
+            raise
+        return 0
 
 
 def _is_held(path: Path) -> bool:
