@@ -187,9 +187,26 @@ def test_a_canary_is_followed_to_the_vendor(behind: Behind, authority: tuple[Pat
         ({"more": 'proxy_set_header Cookie "";'}, "cookies", "new visitor", "Cookie header"),
         ({"cookie_domain": "other.example"}, "cookies", "throw it away", "cookie_domain"),
         ({"more": "proxy_hide_header Cache-Control;"}, "public address", "no-store", "Cache-Control"),
+        (
+            {"api_key": None, "sites__shop__hosts": "www.shop.example", "sites__shop__api_key": "k"},
+            "cookies",
+            "unknown_host",
+            "sites.NAME.hosts",
+        ),
         ({"server": "location /metrics { proxy_pass http://127.0.0.1:ADMIN; }"}, "admin exposed", "/metrics", "deny all"),
     ],
-    ids=["passed-through", "not-sent", "not-trusted", "no-proto", "set-cookie", "cookie", "domain", "cache-control", "exposed"],
+    ids=[
+        "passed-through",
+        "not-sent",
+        "not-trusted",
+        "no-proto",
+        "set-cookie",
+        "cookie",
+        "domain",
+        "cache-control",
+        "host",
+        "exposed",
+    ],
 )
 def test_one_thing_made_wrong_is_found_with_its_mend(
     behind: Behind, authority: tuple[Path, Path], change: dict[str, str], check: str, said: str, mend: str
@@ -313,6 +330,9 @@ def test_for_eyes_it_is_told_as_it_goes_and_mistakes_of_use_are_status_2(tmp_pat
     ):
         wrong = run(*arguments)
         assert (wrong.returncode, "Traceback" in wrong.stderr) == (2, False)
+    (tmp_path / "no.pem").write_text("no certificate")
+    no_authority = run("--ca", str(tmp_path / "no.pem"))
+    assert (no_authority.returncode, "expected a PEM file" in no_authority.stderr) == (2, True)
     bad = run(BEACON_PROXY_PORT="many")
     assert bad.returncode == 1
     assert "BEACON_PROXY_PORT" in bad.stdout
