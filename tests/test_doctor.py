@@ -274,7 +274,7 @@ def test_without_the_debug_token_the_address_is_not_looked_at_and_a_stopped_prox
     assert report.wrong() >= {"admin", "public address"}
 
 
-def test_inside_a_spool_that_is_open_an_upstream_that_is_away_and_dead_letters(
+def test_inside_a_spool_that_is_open_an_upstream_that_is_away_and_a_corrupt_lane(
     serve: Serve, sandbox: SandboxProcess, tmp_path: Path
 ) -> None:
     """No --url: the outside is skipped, saying so."""
