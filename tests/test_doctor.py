@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 import threading
@@ -18,12 +19,13 @@ import pytest
 from conftest import API_KEY, ProxyProcess, SandboxProcess, clean_environment, free_port, listening, need, wait_for
 
 from proxy.cli.doctor import Check, clock, disk, forwarded, hosts, within
+from proxy.cli.doctor import run as doctor
 from proxy.cli.doctor import spool as spool_check
 from proxy.cli.doctor.cookies import attributes
 from proxy.cli.doctor.exposure import is_ours
 from proxy.cli.doctor.finding import Finding, Result, ok
 from proxy.cli.doctor.installation import Installation
-from proxy.settings import Settings
+from proxy.settings import Settings, SettingsError
 
 Serve = Callable[..., ProxyProcess]
 TOKEN = "tell-me-9"
@@ -49,59 +51,98 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return certificate, key
 
 
-class Nginx:
-    """A site's nginx: TLS, and one location for the beacons."""
+LOCATIONS = {
+    "good": "FOR PROTO",
+    "passed-through": "PROTO",
+    "not-sent": 'PROTO proxy_set_header X-Forwarded-For "";',
+    "appended": "PROTO proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;",
+    "no-proto": "FOR",
+    "set-cookie": "FOR PROTO proxy_hide_header Set-Cookie;",
+    "cookie": 'FOR PROTO proxy_set_header Cookie "";',
+    "cache-control": "FOR PROTO proxy_hide_header Cache-Control;",
+    "exposed": "FOR PROTO } location /metrics { proxy_pass http://127.0.0.1:ADMIN;",
+    "cached": "FOR PROTO proxy_cache c; proxy_cache_valid 200 1m; proxy_ignore_headers Cache-Control Set-Cookie Expires;",
+}
+"""What stands in the location for the beacons, made well and made wrong in one respect each."""
 
-    def __init__(self, place: Path, tls: tuple[Path, Path], location: str, server: str = "", http: str = "") -> None:
+
+class Site:
+    """An installation: `serve` behind an nginx with TLS, which has a server for each of LOCATIONS."""
+
+    def __init__(self, proxy: ProxyProcess, place: Path, tls: tuple[Path, Path]) -> None:
         program = need("nginx", "nginx-light")
         place.mkdir()
-        self.port = free_port()
-        self.url = f"https://127.0.0.1:{self.port}/x7"
+        self.proxy, self.certificate = proxy, tls[0]
+        admin = proxy.environment["BEACON_PROXY_ADMIN_PORT"]
+        ports = {name: free_port() for name in LOCATIONS}
+        self.urls = {name: f"https://127.0.0.1:{port}/x7" for name, port in ports.items()}
+        servers = ""
+        for name, location in LOCATIONS.items():
+            for word, line in (("FOR", FORWARDED_FOR), ("PROTO", FORWARDED_PROTO), ("ADMIN", admin)):
+                location = re.sub(rf"\b{word}\b", lambda _, line=line: line, location)
+            servers += (
+                f"server {{ listen 127.0.0.1:{ports[name]} ssl; ssl_certificate {tls[0]}; ssl_certificate_key {tls[1]};\n"
+                f"location /x7/ {{ proxy_pass http://127.0.0.1:{proxy.port}; proxy_set_header Host $host; {location} }} }}\n"
+            )
         configuration = place / "nginx.conf"
         temporary = "".join(f"{name}_temp_path {place}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
         configuration.write_text(
             f"daemon off; master_process off; pid {place}/pid; error_log {place}/error.log; events {{}}\n"
-            f"http {{ access_log off; {temporary} {http}\n"
-            f"server {{ listen 127.0.0.1:{self.port} ssl; ssl_certificate {tls[0]}; ssl_certificate_key {tls[1]};\n"
-            f"{server}\nlocation /x7/ {{ {location} }} }} }}\n"
+            f"http {{ access_log off; {temporary} proxy_cache_path {place}/cache keys_zone=c:1m;\n{servers} }}\n"
         )
-        self.log = (place / "out").open("wb")
-        self.process = subprocess.Popen([program, "-p", str(place), "-c", str(configuration)], stdout=self.log, stderr=self.log)
-        wait_for(lambda: listening(self.port), "nginx")
+        with (place / "out").open("wb") as log:
+            self.nginx = subprocess.Popen([program, "-p", str(place), "-c", str(configuration)], stdout=log, stderr=log)
+        wait_for(lambda: all(listening(port) for port in ports.values()), "nginx")
+        wait_for(lambda: listening(int(admin)) and httpx.get(f"http://127.0.0.1:{admin}/readyz").status_code == 200, "readiness")
+        wait_for(lambda: proxy.status()["upstreams"], "the forwarder's report")
+
+    def examined(self, location: str = "good", *more: str) -> "Report":
+        return Report(self.proxy.environment, "--url", self.urls[location], "--ca", str(self.certificate), *more)
 
     def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.log.close()
+        self.nginx.kill()
+        self.nginx.wait()
 
 
-Behind = Callable[..., tuple[ProxyProcess, Nginx]]
+def settings_of_a_site(**over: Any) -> dict[str, Any]:
+    """Only nginx itself is trusted: else doctor's own address would be."""
+    return {"prefix": "/x7", "admin_port": str(free_port()), "debug_token": TOKEN, "trusted_proxies": "127.0.0.1/32", **over}
+
+
+@pytest.fixture(scope="module")
+def vendor() -> Iterator[SandboxProcess]:
+    process = SandboxProcess()
+    yield process
+    process.stop()
+
+
+@pytest.fixture(scope="module")
+def site(vendor: SandboxProcess, authority: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """One that all tests look at which change nothing in it: they differ in the address that they give doctor."""
+    place = tmp_path_factory.mktemp("site")
+    proxy = ProxyProcess(place / "spool", vendor.url, **settings_of_a_site())
+    site = None
+    try:
+        site = Site(proxy, place / "nginx", authority)
+        yield site
+    finally:
+        if site is not None:
+            site.stop()
+        proxy.kill()
 
 
 @pytest.fixture
-def behind(serve: Serve, authority: tuple[Path, Path], tmp_path: Path) -> Iterator[Behind]:
-    """`serve` behind nginx, as the documentation says; or with lines of the location replaced."""
-    started: list[Nginx] = []
+def own_site(serve: Serve, authority: tuple[Path, Path], tmp_path: Path) -> Iterator[Callable[..., Site]]:
+    """One for a test alone, with settings by keyword."""
+    started: list[Site] = []
 
-    def start(
-        forwarded_for: str = FORWARDED_FOR,
-        proto: str = FORWARDED_PROTO,
-        more: str = "",
-        server: str = "",
-        http: str = "",
-        **settings: Any,
-    ) -> tuple[ProxyProcess, Nginx]:
-        admin = free_port()
-        proxy = serve(prefix="/x7", admin_port=str(admin), **{"debug_token": TOKEN, **settings})
-        location = f"proxy_pass http://127.0.0.1:{proxy.port}; proxy_set_header Host $host; {forwarded_for} {proto} {more}"
-        started.append(Nginx(tmp_path / "nginx", authority, location, server.replace("ADMIN", str(admin)), http))
-        wait_for(lambda: listening(admin) and httpx.get(f"http://127.0.0.1:{admin}/readyz").status_code == 200, "readiness")
-        wait_for(lambda: proxy.status()["upstreams"], "the forwarder's report")
-        return proxy, started[-1]
+    def start(**settings: Any) -> Site:
+        started.append(Site(serve(**settings_of_a_site(**settings)), tmp_path / "nginx", authority))
+        return started[-1]
 
     yield start
-    for nginx in started:
-        nginx.stop()
+    for site in started:
+        site.stop()
 
 
 class Report:
@@ -131,123 +172,109 @@ class Report:
         return {one.check for one in self.findings if one.result is Result.WRONG}
 
 
-def examined(proxy: ProxyProcess, nginx: Nginx, authority: tuple[Path, Path], *more: str) -> Report:
-    return Report(proxy.environment, "--url", nginx.url, "--ca", str(authority[0]), *more)
-
-
-def test_a_good_installation_is_found_good_and_nothing_reaches_the_vendor(
-    behind: Behind, authority: tuple[Path, Path], sandbox: SandboxProcess
-) -> None:
+def test_a_good_installation_is_found_good_and_nothing_reaches_the_vendor(site: Site, vendor: SandboxProcess) -> None:
     """All checks, the key in none of what is said, and the vendor's numbers untouched."""
-    proxy, nginx = behind()
-    report = examined(proxy, nginx, authority)
+    before = vendor.report()["requests"]
+    report = site.examined()
     assert report.wrong() == set(), report.run.stdout
     assert report.status == 0
     good = {one.check for one in report.findings if one.result is Result.OK}
-    assert good >= {
-        "settings",
-        "spool",
-        "upstream",
-        "admin",
-        "public address",
-        "admin exposed",
-        "cookies",
-        "client address",
-        "ledger",
-    }
+    assert good >= {"settings", "spool", "disk", "upstream", "admin", "public address", "admin exposed", "cookies", "ledger"}
+    [address] = report.of("client address")
+    assert (address.result, "127.9.9.9" in address.found) == (Result.OK, True)
     assert [one.result for one in report.of("canary")] == [Result.SKIPPED]
-    assert "127.9.9.9" in report.of("client address")[0].found
     assert API_KEY not in report.run.stdout + report.run.stderr
     assert TOKEN not in report.run.stdout + report.run.stderr
-    wait_for(lambda: proxy.status()["pending"] == 0, "the end of doctor's own beacons")
-    assert proxy.status()["dropped"].keys() == {"no_name"}
-    assert sandbox.report()["requests"] == 0
-    assert not list((Path(proxy.environment["BEACON_PROXY_SPOOL"].removeprefix("sqlite:"))).glob("doctor-*"))
+    wait_for(lambda: site.proxy.status()["pending"] == 0, "the end of doctor's own beacons")
+    assert site.proxy.status()["dropped"].keys() == {"no_name"}
+    assert vendor.report()["requests"] == before
+    assert not list(Path(site.proxy.environment["BEACON_PROXY_SPOOL"].removeprefix("sqlite:")).glob("doctor-*"))
 
 
-def test_a_canary_is_followed_to_the_vendor(behind: Behind, authority: tuple[Path, Path], sandbox: SandboxProcess) -> None:
+def test_a_canary_is_followed_to_the_vendor(site: Site, vendor: SandboxProcess) -> None:
     """Only when asked for, since it counts there."""
-    proxy, nginx = behind()
-    report = examined(proxy, nginx, authority, "--canary", "Canary, sung")
+    report = site.examined("good", "--canary", "Canary, sung")
     [canary] = report.of("canary")
     assert canary.result is Result.OK, canary
     assert "answer 200" in canary.found
-    [beacon] = sandbox.beacons()
+    [beacon] = vendor.beacons()
     assert beacon["params"]["_p"] == "beacon-proxy-doctor"
 
 
 @pytest.mark.parametrize(
-    ("change", "check", "said", "mend"),
+    ("location", "check", "said", "mend"),
     [
-        ({"forwarded_for": ""}, "client address", "the visitor is believed", "$remote_addr"),
-        ({"forwarded_for": 'proxy_set_header X-Forwarded-For "";'}, "client address", "looks like 127.0.0.1", "$remote_addr"),
-        ({"trusted_proxies": "10.0.0.0/8"}, "client address", "not trusted", "add 127.0.0.1 to trusted_proxies"),
-        ({"proto": ""}, "cookies", "not Secure", "X-Forwarded-Proto"),
-        ({"more": "proxy_hide_header Set-Cookie;"}, "cookies", "no km_ai cookie", "Set-Cookie"),
-        ({"more": 'proxy_set_header Cookie "";'}, "cookies", "new visitor", "Cookie header"),
-        ({"cookie_domain": "other.example"}, "cookies", "throw it away", "cookie_domain"),
-        ({"more": "proxy_hide_header Cache-Control;"}, "public address", "no-store", "Cache-Control"),
-        ({"server": "location /metrics { proxy_pass http://127.0.0.1:ADMIN; }"}, "admin exposed", "/metrics", "deny all"),
+        ("passed-through", "client address", "the visitor is believed", "$remote_addr"),
+        ("not-sent", "client address", "looks like 127.0.0.1", "$remote_addr"),
+        ("no-proto", "cookies", "not Secure", "X-Forwarded-Proto"),
+        ("set-cookie", "cookies", "no km_ai cookie", "Set-Cookie"),
+        ("cookie", "cookies", "new visitor", "Cookie header"),
+        ("cache-control", "public address", "no-store", "Cache-Control"),
+        ("exposed", "admin exposed", "/metrics", "deny all"),
+        ("cached", "cookies", "a cache answers", "proxy_cache off"),
     ],
-    ids=["passed-through", "not-sent", "not-trusted", "no-proto", "set-cookie", "cookie", "domain", "cache-control", "exposed"],
 )
-def test_one_thing_made_wrong_is_found_with_its_mend(
-    behind: Behind, authority: tuple[Path, Path], change: dict[str, str], check: str, said: str, mend: str
-) -> None:
+def test_one_wrong_line_of_nginx_is_found_with_its_mend(site: Site, location: str, check: str, said: str, mend: str) -> None:
     """And nothing else is called wrong."""
-    proxy, nginx = behind(**change)
-    report = examined(proxy, nginx, authority)
+    report = site.examined(location)
     found = [one for one in report.of(check, Result.WRONG) if said in one.found]
     assert found, report.run.stdout
     assert mend in found[0].mend
     assert report.status == 1
-    assert report.wrong() <= ({check, "cookies"} if "trusted_proxies" in change else {check}), report.run.stdout
+    assert report.wrong() == {check}, report.run.stdout
 
 
-def test_a_cache_in_front_is_found(behind: Behind, authority: tuple[Path, Path], tmp_path: Path) -> None:
-    """The worst: pages work, nothing arrives, and visitors share an identity."""
-    proxy, nginx = behind(
-        http=f"proxy_cache_path {tmp_path}/cache keys_zone=c:1m;",
-        more="proxy_cache c; proxy_cache_valid 200 1m; proxy_ignore_headers Cache-Control Set-Cookie Expires;",
-    )
-    report = examined(proxy, nginx, authority)
-    assert any("a cache answers" in one.found for one in report.of("cookies", Result.WRONG)), report.run.stdout
+@pytest.mark.parametrize(
+    ("settings", "checks", "said", "mend"),
+    [
+        ({"trusted_proxies": "10.0.0.0/8"}, {"client address", "cookies"}, "is not trusted", "add 127.0.0.1 to trusted_proxies"),
+        ({"cookie_domain": "other.example"}, {"cookies"}, "throw it away", "cookie_domain"),
+        (
+            {"api_key": None, "sites__shop__hosts": "www.shop.example", "sites__shop__api_key": "k"},
+            {"cookies"},
+            "unknown_host",
+            "sites.NAME.hosts",
+        ),
+    ],
+    ids=["not-trusted", "domain", "host"],
+)
+def test_one_wrong_setting_is_found_with_its_mend(
+    own_site: Callable[..., Site], settings: dict[str, Any], checks: set[str], said: str, mend: str
+) -> None:
+    """A proxy that is not trusted is not believed about https either."""
+    report = own_site(**settings).examined()
+    assert report.wrong() == checks, report.run.stdout
+    assert [one for one in report.findings if said in one.found and mend in one.mend], report.run.stdout
 
 
-def test_an_appended_chain_is_good(behind: Behind, authority: tuple[Path, Path]) -> None:
+def test_an_appended_chain_is_good(site: Site) -> None:
     """`$proxy_add_x_forwarded_for` keeps what the visitor claims, but names the visitor last."""
-    proxy, nginx = behind(
-        forwarded_for="proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;", trusted_proxies="127.0.0.1/32"
-    )
-    report = examined(proxy, nginx, authority)
-    assert [one.result for one in report.of("client address")] == [Result.OK]
+    assert [one.result for one in site.examined("appended").of("client address")] == [Result.OK]
 
 
-def test_without_the_debug_token_the_address_is_not_looked_at(behind: Behind, authority: tuple[Path, Path]) -> None:
-    """It says how to have it looked at. A certificate that nobody vouches for is told, and what needs it is skipped."""
-    proxy, nginx = behind(debug_token=None)
-    [address] = examined(proxy, nginx, authority).of("client address")
+def test_a_certificate_that_nobody_vouches_for_is_told_and_the_rest_skipped(site: Site) -> None:
+    """What browsers refuse needs no further look; and a path that is none is told apart."""
+    report = Report(site.proxy.environment, "--url", site.urls["good"])
+    assert "TLS" in report.of("public address")[0].found
+    assert "--ca" in report.of("public address")[0].mend
+    assert [one.result for one in report.of("cookies")] == [Result.SKIPPED]
+    elsewhere = Report(site.proxy.environment, "--url", site.urls["good"] + "/else", "--ca", str(site.certificate))
+    assert "setting prefix, which is /x7" in elsewhere.of("public address")[0].mend
+
+
+def test_without_the_debug_token_the_address_is_not_looked_at_and_a_stopped_proxy_is_told(own_site: Callable[..., Site]) -> None:
+    """It says how to have it looked at; a 502 is a proxy that does not run."""
+    site = own_site(debug_token=None)
+    [address] = site.examined().of("client address")
     assert address.result is Result.SKIPPED
     assert "set debug_token" in address.found
-    distrusting = Report(proxy.environment, "--url", nginx.url)
-    assert "TLS" in distrusting.of("public address")[0].found
-    assert "--ca" in distrusting.of("public address")[0].mend
-    assert [one.result for one in distrusting.of("cookies")] == [Result.SKIPPED]
-
-
-def test_a_wrong_path_and_a_proxy_that_is_away_are_told_apart(behind: Behind, authority: tuple[Path, Path]) -> None:
-    """404 is a prefix, 502 a proxy that does not run."""
-    proxy, nginx = behind()
-    nginx.url += "/elsewhere"
-    assert "setting prefix, which is /x7" in examined(proxy, nginx, authority).of("public address")[0].mend
-    nginx.url = nginx.url.removesuffix("/elsewhere")
-    proxy.stop()
-    report = examined(proxy, nginx, authority)
+    site.proxy.stop()
+    report = site.examined()
     assert "502" in report.of("public address")[0].found
     assert report.wrong() >= {"admin", "public address"}
 
 
-def test_inside_a_spool_that_is_open_an_upstream_that_is_away_and_dead_letters(
+def test_inside_a_spool_that_is_open_an_upstream_that_is_away_and_a_corrupt_lane(
     serve: Serve, sandbox: SandboxProcess, tmp_path: Path
 ) -> None:
     """No --url: the outside is skipped, saying so."""
@@ -303,20 +330,34 @@ def test_for_eyes_it_is_told_as_it_goes_and_mistakes_of_use_are_status_2(tmp_pat
     assert "mend: start `beacon-proxy serve`" in told.stdout
     assert "wrong" in told.stdout.splitlines()[-1]
     assert not (tmp_path / "none").exists()
-    for arguments in (
-        ["--url", "shop"],
-        ["--url", "ftp://shop"],
-        ["--canary", "x"],
-        ["--ca", "/none"],
-        ["--site-url", "x:y:z"],
-        ["--wrong"],
-    ):
-        wrong = run(*arguments)
-        assert (wrong.returncode, "Traceback" in wrong.stderr) == (2, False)
+    wrong = run("--url", "shop")
+    assert (wrong.returncode, "Traceback" in wrong.stderr) == (2, False)
+    assert "https://www.shop.example/x7" in wrong.stderr
     bad = run(BEACON_PROXY_PORT="many")
     assert bad.returncode == 1
     assert "BEACON_PROXY_PORT" in bad.stdout
     assert "Example: beacon-proxy doctor" in run("--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"url": "ftp://shop"}, "--url: found 'ftp://shop'"),
+        ({"url": "https://shop:99999/"}, "--url"),
+        ({"url": "https://me:secret@shop/"}, "--url"),
+        ({"site_url": "x:y:z"}, "--site-url"),
+        ({"canary": "x"}, "--canary: found no --url"),
+        ({"ca": Path("/none.pem")}, "--ca: found /none.pem"),
+        ({"ca": Path(__file__)}, "expected a PEM file"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_told(options: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is looked at."""
+    for name in [name for name in os.environ if name.startswith("BEACON_PROXY_")]:
+        monkeypatch.delenv(name)
+    given: dict[str, Any] = {"config": None, "url": "", "site_url": "", "ca": None, "canary_name": options.get("canary", "")}
+    with pytest.raises(SettingsError, match=re.escape(said)):
+        doctor(**{**given, **{name: value for name, value in options.items() if name != "canary"}}, as_json=True)
 
 
 def test_progress_is_shown_on_a_terminal(tmp_path: Path) -> None:

@@ -64,17 +64,19 @@ def tail() -> Iterator[Callable[..., Tail]]:
         one.process.wait()
 
 
-def sent_until(tail: Tail, send: Callable[[], Any]) -> str:
-    """The first line; collectors and forwarder look for watchers once a second, so beacons are sent until one is seen."""
+def sent_until(tail: Tail, send: Callable[[], Any], wanted: str = "") -> str:
+    """The first line with `wanted`; who tells looks for watchers once a second, so beacons are sent until one is seen."""
 
     def seen() -> str:
         send()
         try:
-            return tail.out.get(timeout=0.2)
+            while wanted not in (line := tail.out.get(timeout=0.2)):
+                pass
         except queue.Empty:
             return ""
+        return line
 
-    return str(wait_for(seen, "a first line"))
+    return str(wait_for(seen, "a line"))
 
 
 def test_a_delivered_beacon_is_shown_masked_and_with_values_when_asked(serve: Serve, tail: Callable[..., Tail]) -> None:
@@ -82,9 +84,7 @@ def test_a_delivered_beacon_is_shown_masked_and_with_values_when_asked(serve: Se
     proxy = serve()
     masked, open_ = tail(proxy, "--json"), tail(proxy, "--json", "--values")
     url = f"{proxy.url}/e?_n=Viewed&_p=jane@shop.example&Plan=Pro"
-    for one in (masked, open_):
-        sent_until(one, lambda: httpx.get(url))
-    plain, hidden = json.loads(open_.line()), json.loads(masked.line())
+    plain, hidden = (json.loads(sent_until(one, lambda: httpx.get(url))) for one in (open_, masked))
     assert (plain["person"], plain["properties"]["Plan"], plain["name"]) == ("jane@shop.example", "Pro", "Viewed")
     assert (hidden["outcome"], hidden["kind"], hidden["name"], hidden["answer"], hidden["attempt"], hidden["site"]) == (
         "delivered",
@@ -96,8 +96,7 @@ def test_a_delivered_beacon_is_shown_masked_and_with_values_when_asked(serve: Se
     )
     assert hidden["properties"]["Plan"] == "…"
     assert hidden["person"].startswith("visitor-")
-    httpx.get(url)
-    assert json.loads(masked.line())["person"] == hidden["person"]
+    assert json.loads(sent_until(masked, lambda: httpx.get(url)))["person"] == hidden["person"]
 
 
 def test_failing_shows_what_was_not_delivered(serve: Serve, tail: Callable[..., Tail]) -> None:
@@ -105,21 +104,17 @@ def test_failing_shows_what_was_not_delivered(serve: Serve, tail: Callable[..., 
     upstream = Upstream()
     try:
         proxy = serve(upstream=upstream.url, honour_dnt="true")
-        failing, dnt, retries = (
+        failing, dropped, retries = (
             tail(proxy, "--failing", "--json"),
             tail(proxy, "--outcome", "dnt"),
             tail(proxy, "--outcome", "retry"),
         )
-        for one in (failing, dnt):
-            sent_until(one, lambda: httpx.get(f"{proxy.url}/e?_n=Fine&_p=me", headers={"dnt": "1"}))
+        sent_until(dropped, lambda: httpx.get(f"{proxy.url}/e?_n=Fine&_p=me", headers={"dnt": "1"}), "dnt")
         upstream.ask("fault 404")
-        httpx.get(f"{proxy.url}/e?_n=Bad&_p=me")
-        while (seen := json.loads(failing.line()))["outcome"] == "dnt":
-            pass
-        assert (seen["outcome"], seen["answer"], seen["name"]) == ("rejected", "404", "Bad")
+        rejected = json.loads(sent_until(failing, lambda: httpx.get(f"{proxy.url}/e?_n=Bad&_p=me"), "rejected"))
+        assert (rejected["answer"], rejected["name"]) == ("404", "Bad")
         upstream.ask("fault 503")
-        httpx.get(f"{proxy.url}/e?_n=Again&_p=me")
-        assert "/e Again" in (line := retries.line())
+        line = sent_until(retries, lambda: httpx.get(f"{proxy.url}/e?_n=Again&_p=me"), "/e Again")
         assert "503" in line
     finally:
         upstream.stop()
@@ -161,13 +156,13 @@ def test_a_reader_that_goes_away_is_a_good_end(serve: Serve) -> None:
 
 def test_when_nothing_comes_it_says_what_it_waits_for(serve: Serve, tail: Callable[..., Tail], tmp_path: Path) -> None:
     """Silence has several reasons: nothing happens, nothing matches, or nobody delivers."""
-    proxy = serve()
-    waiting = tail(proxy, "--name", "never*", "--kind", "e")
-    wait_for(lambda: httpx.get(f"{proxy.url}/e?_n=Viewed&_p=me") and proxy.status()["delivered"] > 20, "some deliveries")
-    said = waiting.err.get(timeout=DEADLINE_S)
+    proxy, stopped = serve(), serve(spool=tmp_path / "other")
+    stopped.stop()
+    waiting, alone = tail(proxy, "--name", "never*", "--kind", "e"), tail(stopped)
+    wait_for(lambda: httpx.get(f"{proxy.url}/e?_n=Viewed&_p=me") and not waiting.err.empty(), "a word")
+    said = waiting.err.get()
     assert "still waiting for beacons of /e, named never*" in said
-    proxy.stop()
-    alone = tail(proxy)
+    assert "others went by" in said
     assert "no forwarder is running" in alone.err.get(timeout=DEADLINE_S)
 
 

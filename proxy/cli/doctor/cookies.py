@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from proxy.cli.doctor.finding import Finding, ok, skipped, wrong
 from proxy.cli.doctor.installation import Asked, Installation, nonce
 from proxy.collector.identity import ANONYMOUS
+from proxy.outcome import Outcome
 
 NAME = ANONYMOUS.decode()
 
@@ -51,6 +52,11 @@ def _none(new: Asked) -> Finding:
     if new.status != 200:
         return wrong(
             f"a beacon without an identity is answered {new.status}", "see /readyz of the admin listener, and nginx's error log"
+        )
+    if outcome == Outcome.UNKNOWN_HOST:
+        return wrong(
+            "the proxy takes the public address for no site of its own, and drops its beacons (unknown_host)",
+            "nginx: `proxy_set_header Host $host;`, and the host in sites.NAME.hosts",
         )
     if outcome and outcome not in ("no_name", "stored"):
         return skipped(f"the proxy drops our beacon ({outcome}), so none is set; with --site-url it comes from that page")

@@ -77,11 +77,18 @@ class Installation:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.settings.admin_host, self.settings.admin_host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self.settings.admin_port}" if self.settings.admin_port else ""
 
-    def ask(self, url: str, method: str = "GET", headers: dict[str, str] | None = None, local: str | None = None) -> Asked:
+    def ask(
+        self,
+        url: str,
+        method: str = "GET",
+        headers: dict[str, str] | None = None,
+        local: str | None = None,
+        patience_s: float = PATIENCE_S,
+    ) -> Asked:
         """Ask anything, straight (as the forwarder does) and without following. Raises httpx.HTTPError."""
         transport = httpx.HTTPTransport(verify=self._tls, local_address=local, retries=0)
         with httpx.Client(
-            transport=transport, timeout=PATIENCE_S, headers={"user-agent": f"beacon-proxy-doctor/{__version__}"}
+            transport=transport, timeout=patience_s, headers={"user-agent": f"beacon-proxy-doctor/{__version__}"}
         ) as client:
             asked_at = time.time()
             with client.stream(method, url, headers=headers) as answer:

@@ -34,6 +34,7 @@ FORGETFUL = frozenset(("tmpfs", "ramfs"))
 LAYERED = frozenset(("overlay", "aufs"))
 LEAST_FREE_BYTES = 64 * 1024**2
 MIB = 1024**2
+MOUNTS = Path("/proc/self/mountinfo")
 
 
 def look(installation: Installation) -> Iterator[Finding]:
@@ -47,7 +48,10 @@ def look(installation: Installation) -> Iterator[Finding]:
         )
     else:
         yield rights(place)
-        yield file_system(place.resolve(), Path("/proc/self/mountinfo").read_text("utf-8", "replace"))
+        if MOUNTS.exists():
+            yield file_system(place.resolve(), MOUNTS.read_text("utf-8", "replace"))
+        else:
+            yield skipped("on which file system it lies: this system does not say")
         yield room(installation, place)
 
 
@@ -61,7 +65,10 @@ def rights(place: Path) -> Finding:
         return wrong(f"{place} is {owner}'s, but holds files of {', '.join(strangers)}", f"chown -R {owner}: {place}")
     if mode & 0o077:
         who = "everybody" if mode & 0o007 else "its group"
-        return wrong(f"{place} is open to {who} ({mode:04o}): visitors' data waits there", f"chmod 0700 {place}")
+        return wrong(
+            f"{place} is open to {who} ({mode:04o}): visitors' data waits there",
+            f"chmod 0700 {place} (systemd: StateDirectoryMode=0700)",
+        )
     if os.geteuid() not in (0, found.st_uid):
         return wrong(f"{place} is {_name(found.st_uid)}'s, not this user's", f"run doctor as {_name(found.st_uid)}")
     return ok(f"{place} is {_name(found.st_uid)}'s alone ({mode:04o})")
