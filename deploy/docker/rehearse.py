@@ -1,7 +1,7 @@
-"""The Dockerfile without Docker: each of its lines is carried out in a bare Debian root, and the image's command is then run there.
+"""The Dockerfile without Docker: each of its lines is carried out in a bare Debian root, and its command then run there.
 
-As in a container the command is process 1, without the host's network, as the image's user, on a root that is read-only but for the
-volume. `make rehearse-docker`; needs root, debootstrap, and Debian's archive for the base (kept in /var/tmp for the next time).
+As in a container the command is process 1, without the host's network, as the image's user, on a root that is read-only but for
+the volume. `make rehearse-docker`; needs root, debootstrap, and Debian's archive for the base (kept in /var/tmp for the next time).
 What differs from a real build: the base is Debian with its own Python, not the image that FROM names.
 """
 
@@ -34,14 +34,24 @@ def base() -> Path:
     """A minimal Debian with Python, made once."""
     if not BASE.exists():
         archive = subprocess.run(
-            ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Component: main", "Codename: bookworm"],
+            [
+                "apt-get",
+                "indextargets",
+                "--format",
+                "$(REPO_URI)",
+                "Created-By: Packages",
+                "Component: main",
+                "Codename: bookworm",
+            ],
             capture_output=True,
             text=True,
             check=True,
         ).stdout.split()[0]
         unfinished = BASE.with_suffix(".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
-        run("debootstrap", "--variant=minbase", f"--include={INCLUDE}", "bookworm", unfinished, archive, stdout=subprocess.DEVNULL)
+        run(
+            "debootstrap", "--variant=minbase", f"--include={INCLUDE}", "bookworm", unfinished, archive, stdout=subprocess.DEVNULL
+        )
         (unfinished / "usr/local/bin/python").symlink_to("/usr/bin/python3")
         unfinished.rename(BASE)
     return BASE
@@ -202,7 +212,10 @@ def rehearse(place: Path) -> None:
         os.kill(first(outer.pid), 15)
         status = outer.wait(15)
         say(f"SIGTERM ends it with status 0, after {time.monotonic() - began:.1f} s", status == 0)
-        say("HEALTHCHECK is not content any more", subprocess.run(image.inside(*image.health), capture_output=True).returncode != 0)
+        say(
+            "HEALTHCHECK is not content any more",
+            subprocess.run(image.inside(*image.health), capture_output=True).returncode != 0,
+        )
         written = sorted(path.name for path in (place / "volume").iterdir())
         say(f"the volume holds the spool: {', '.join(written)}", "lane-0000.db" in written)
     finally:
