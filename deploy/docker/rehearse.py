@@ -1,7 +1,7 @@
 """The Dockerfile without Docker: each of its lines is carried out in a bare Debian root, and its command then run there.
 
 As in a container the command is process 1, without the host's network, as the image's user, on a root that is read-only but for
-the volume. `make rehearse-docker`; needs root, debootstrap, and Debian's archive for the base (kept in /var/tmp for the next time).
+the volume. `make rehearse-docker`; needs root, debootstrap, and Debian's archive for the base (kept in /var/tmp).
 What differs from a real build: the base is Debian with its own Python, not the image that FROM names.
 """
 
