@@ -7,7 +7,7 @@ TEST_PROCESSES ?= $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN)) # most of a t
 
 .PHONY: help
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ". Name another with: make PYTHON=python3.12 ...")'
@@ -33,6 +33,7 @@ lint: setup ## Check style, types, the direction of imports and the generated ta
 	$(RUN)ruff format --check .
 	$(RUN)mypy
 	$(RUN)lint-imports
+	$(RUN)hadolint Dockerfile
 	$(RUN)python docs/generate.py --check
 
 .PHONY: docs
@@ -60,6 +61,10 @@ chaos: setup ## Break it on purpose: 200 kills, a schedule of faults, a backlog 
 .PHONY: day
 day: setup ## Play an operator's day: install, outage, restart, upgrade, dead letters, a new key (5 minutes; needs nginx)
 	$(RUN)python -m tests.day
+
+.PHONY: rehearse-docker
+rehearse-docker: setup ## Carry out the Dockerfile without Docker, and run what it makes (as root; needs debootstrap)
+	$(RUN)python deploy/docker/rehearse.py
 
 .PHONY: wheel
 wheel: setup ## Build the wheel into dist/
