@@ -11,7 +11,6 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from rich.console import Console
 from rich.text import Text
-from starlette.applications import Starlette
 
 from proxy.admin.app import make_app as make_admin
 from proxy.admin.config import AdminConfig
@@ -92,20 +91,27 @@ async def _demo(listener: socket.socket) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     with tempfile.TemporaryDirectory(prefix="beacon-proxy-demo-") as directory:
         spool = SpoolConfig(f"sqlite:{directory}")
-        async with _vendor() as upstream, _admin(spool) as admin:
+        look = Look(spool)
+        async with _vendor() as upstream, look.kept():
             intake = open_intake(spool)
             config = ForwarderConfig(spool=spool, sites={"default": Site(upstream, DEMO_KEY)}, shutdown_grace_s=1.5)
             forwarder = Forwarder(config, open_outlet(spool), teller.attempted)
             collector = make_server(CollectorApp(CollectorConfig(spool=spool), intake, ROUTES, teller.collected), 3)
-            tasks = [asyncio.create_task(forwarder.run()), asyncio.create_task(collector.serve(sockets=[listener]))]
+            admin, admin_listener = make_server(make_admin(AdminConfig(spool), look), 3), bind("127.0.0.1", 0)
+            tasks = [
+                asyncio.create_task(forwarder.run()),
+                asyncio.create_task(collector.serve(sockets=[listener])),
+                asyncio.create_task(admin.serve(sockets=[admin_listener])),
+            ]
             host, port = listener.getsockname()[:2]
             console.print(f"[bold]Open http://{host}:{port}/[/] and watch its beacons here.")
-            console.print(f"[bold]The status page:[/] {admin}/")
+            console.print(f"[bold]The status page:[/] http://127.0.0.1:{admin_listener.getsockname()[1]}/")
             console.print(f"[dim]The stand-in for the vendor: {upstream}/received tells what it got. Ctrl-C ends the demo.[/]")
             stopper = asyncio.create_task(stopping.wait())
             await asyncio.wait([*tasks, stopper], return_when=asyncio.FIRST_COMPLETED)
             forwarder.stop()
             collector.stop()
+            admin.stop()
             await asyncio.gather(*tasks)
             intake.close()
     console.print("Ended; nothing is left running." if stopping.is_set() else "Ended early.")
@@ -114,27 +120,12 @@ async def _demo(listener: socket.socket) -> int:
 
 @contextlib.asynccontextmanager
 async def _vendor() -> AsyncIterator[str]:
-    """The sandbox upstream; its base URL."""
-    async with _serving(make_app(Sandbox())) as url:
-        yield url
-
-
-@contextlib.asynccontextmanager
-async def _admin(spool: SpoolConfig) -> AsyncIterator[str]:
-    """The admin listener, as `serve` has it; its base URL."""
-    look = Look(spool)
-    async with look.kept(), _serving(make_admin(AdminConfig(spool), look)) as url:
-        yield url
-
-
-@contextlib.asynccontextmanager
-async def _serving(app: Starlette) -> AsyncIterator[str]:
-    """An application on a free port; its base URL."""
+    """The sandbox upstream on a free port; its base URL."""
     listener = bind("127.0.0.1", 0)
-    server = make_server(app, 1)
-    task = asyncio.create_task(server.serve(sockets=[listener]))
+    vendor = make_server(make_app(Sandbox()), 1)
+    task = asyncio.create_task(vendor.serve(sockets=[listener]))
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
-        server.stop()
+        vendor.stop()
         await task

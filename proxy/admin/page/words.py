@@ -85,9 +85,12 @@ def verdict(reading: Reading, found: dict[str, Any], now_ms: int) -> Verdict:
     if not reading.told.is_running():
         return Verdict("warn", "No forwarder is running", f"{pending} safely on disk, and will be delivered by the next one.")
     if closed := [url for url, of in found["upstreams"].items() if of["state"] != "closed"]:
-        of = reading.told.upstreams[closed[0]]
-        why = ": " + _failure(of.last_failure).partition(" (")[0] if of.last_failure else ""
-        return Verdict("warn", f"The upstream takes nothing{why}", f"{pending} safely on disk until {closed[0]} is back.")
+        failure = _failure(reading.told.upstreams[closed[0]].last_failure).partition(" (")[0]
+        return Verdict(
+            "warn",
+            f"The upstream takes nothing{failure and ': '}{failure}",
+            f"{pending} safely on disk until {closed[0]} is back.",
+        )
     if found["dead"]:
         n = found["dead"]
         detail = "Beacons are taken and delivered. What ended undelivered is kept below, with the reason, until you decide."
