@@ -1,4 +1,4 @@
-"""A hook of the site's build (`make site`): links to the repository's files become plain text, since the site does not hold them."""
+"""A hook of the site's build (`make site`): links to files of the repository become plain text: the site does not hold them."""
 
 import re
 from typing import Any
