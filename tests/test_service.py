@@ -347,6 +347,7 @@ def test_a_new_key_needs_a_reload_and_costs_no_beacon(start: Start, sandbox: San
     before = manager.below()
     visitors = Visitors(manager.port)
     visitors.more()
+    sandbox.wait(1)
     manager.key.write_text("another-key-77")
     manager.reload()
     manager.hears("RELOADING=1")
