@@ -282,7 +282,7 @@ def test_inside_a_spool_that_is_open_an_upstream_that_is_away_and_a_corrupt_lane
     proxy = serve(admin_port=str(admin))
     spool = tmp_path / "spool"
     wait_for(lambda: proxy.status()["upstreams"], "the forwarder's report")
-    wait_for(lambda: listening(admin), "the admin listener")
+    wait_for(lambda: httpx.get(f"http://127.0.0.1:{admin}/readyz", timeout=20).status_code == 200, "the admin listener")
     assert Report(proxy.environment).wrong() == set()
     spool.chmod(0o755)
     (spool / "lane-0007.db.corrupt-1").write_bytes(b"no lane")

@@ -70,12 +70,12 @@ async def run_collector(config: CollectorConfig, fd: int, beat: int | None = Non
     """Serve beacons on the listening socket `fd` until told to stop."""
     from proxy.collector.asgi import CollectorApp
     from proxy.collector.express import Express
-    from proxy.collector.server import make_server
+    from proxy.collector.server import LINGER_S, make_server
 
     intake = open_intake(config.spool)
     try:
         app = CollectorApp(config, intake)
-        serving = make_server(app, config.shutdown_grace_s, Express(app, intake))
+        serving = make_server(app, config.shutdown_grace_s, Express(app, intake), LINGER_S)
         _when_told(serving.stop)
         async with _beating(beat, lambda: serving.started):
             await serving.serve(sockets=[socket.socket(fileno=fd)])

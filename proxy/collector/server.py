@@ -37,7 +37,7 @@ REQUEST_S = 15.0
 """A request that has not arrived whole by then is cut off (a sweep looks every SWEEP_S)."""
 SWEEP_S = 2.5
 LINGER_S = 1.0
-"""At the end, a connection without a request is kept so long for one that is on its way: it would be lost with the connection."""
+"""A collector's: a beacon that is on its way when the connection closes would be lost with it."""
 CLOSE = (b"connection", b"close")
 SPARE_FDS = 64
 """Descriptors that connections leave to the process."""
@@ -55,6 +55,7 @@ class BeaconProtocol(HttpToolsProtocol):
     max_connections = 65_536
     express: Express | None = None
     """The short way, where the server has one."""
+    linger_s: float = 0.0
     site: str = ""
     closes: bool = False
     extras: tuple[Headers, Hit | Outcome, bytes] | None = None
@@ -166,7 +167,7 @@ class BeaconProtocol(HttpToolsProtocol):
         """One more request may come, and is answered as the connection's last."""
         self._closing = True
         if self._at_rest():
-            self.loop.call_later(LINGER_S, self._close_if_at_rest)
+            self.loop.call_later(self.linger_s, self._close_if_at_rest)
         elif not self._pending:
             super().shutdown()
 
@@ -237,12 +238,15 @@ def _not_a_cancellation(record: logging.LogRecord) -> bool:
     return not cancelled and not record.getMessage().startswith("Cancel ")
 
 
-def make_server(app: Any, grace_s: float, express: Express | None = None) -> Server:
-    """A server for the public listener. Access logs are off: a line per beacon would hold addresses and queries."""
+def make_server(app: Any, grace_s: float, express: Express | None = None, linger_s: float = 0.0) -> Server:
+    """A server for the public listener. Access logs are off: a line per beacon would hold addresses and queries.
+
+    `linger_s`: at the end, how long a connection without a request is kept for one that is on its way.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    protocol: type[BeaconProtocol] = type("Connection", (BeaconProtocol,), {"express": express})
+    protocol: type[BeaconProtocol] = type("Connection", (BeaconProtocol,), {"express": express, "linger_s": linger_s})
     protocol.max_connections = max(16, min(65_536, hard - SPARE_FDS))
     logger = logging.getLogger("uvicorn.error")
     logger.setLevel(logging.ERROR)  # a warning for each malformed request is the sender's to cause
