@@ -14,8 +14,15 @@ from collections.abc import MutableMapping
 from types import TracebackType
 from typing import Any
 
-import structlog
-from structlog.typing import Processor
+# structlog loads rich, if it is there, to draw tracebacks that are never drawn here: a quarter of a process' start.
+_without_rich = "rich" not in sys.modules
+if _without_rich:
+    sys.modules["rich"] = None  # type: ignore[assignment]
+import structlog  # noqa: E402
+from structlog.typing import Processor  # noqa: E402
+
+if _without_rich:
+    del sys.modules["rich"]
 
 QUIET_S = 10.0
 """What flaps is told of once in so long."""

@@ -250,28 +250,3 @@ def test_the_admin_listener_tells_health_readiness_and_the_ledger(serve: Serve, 
     ledger = httpx.get(f"{admin}/").json()
     assert ledger["pending"] == ledger["received"] > 0
     assert httpx.get(f"{proxy.url}/healthz").status_code == 404
-
-
-def test_metrics_say_what_the_ledger_says(serve: Serve, sandbox: SandboxProcess) -> None:
-    """Right across collector processes and restarts, since they are read from the ledger; nothing of a visitor in any label."""
-    from prometheus_client.parser import text_string_to_metric_families
-
-    port = free_port()
-    proxy = serve(admin_port=str(port), workers="2")
-    for n in range(20):
-        assert httpx.get(f"{proxy.url}/e?_n={n}&_p=visitor-17").status_code == 200
-    httpx.get(f"{proxy.url}/e?_p=visitor-17")
-    wait_for(lambda: proxy.status()["delivered"] == 20, "delivery")
-    text = wait_for(lambda: listening(port) and httpx.get(f"http://127.0.0.1:{port}/metrics").text, "the metrics")
-    samples = {
-        (sample.name, sample.labels.get("outcome", sample.labels.get("state", ""))): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
-    assert samples["beacon_proxy_received_total", ""] == 21
-    assert samples["beacon_proxy_outcomes_total", "delivered"] == 20
-    assert samples["beacon_proxy_outcomes_total", "no_name"] == 1
-    assert samples["beacon_proxy_pending", ""] == 0
-    assert samples["beacon_proxy_upstream_state", "closed"] == 1
-    assert "visitor" not in text
-    assert API_KEY not in text
