@@ -37,6 +37,8 @@ class Hit(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The visitor's identity from the site's own cookies, or a new one; "" when the page names the person itself."""
     hints: str = ""
     """The client hints Sec-CH-UA, Sec-CH-UA-Mobile and Sec-CH-UA-Platform, a line each; "" when there are none."""
+    trace: str = ""
+    """The request's `traceparent`, where traces are told; else ""."""
 
 
 encode = msgspec.msgpack.Encoder().encode

@@ -1,6 +1,6 @@
 """`check`: a configuration in plain words."""
 
-from proxy.enrich import load
+from proxy.forward.config import try_out
 from proxy.settings import Settings
 from proxy.spool import look_at
 
@@ -8,11 +8,11 @@ from proxy.spool import look_at
 def describe(settings: Settings) -> str:
     """What the configuration will do; no key is shown.
 
-    Raises SettingsError when a key is missing, SpoolError or EnricherError for a directory or database that cannot be used.
+    Raises SettingsError when a key is missing, SpoolError, EnricherError or CannotTrace for what cannot be had.
     """
     forwarder = settings.forwarder()
     look_at(settings.spool_config())
-    load(forwarder.enrich)
+    try_out(forwarder)
     base = f"http://{settings.host}:{settings.port}{settings.prefix}"
     lines = [
         f"Beacons are taken at {base}/e, /s and /a; collector processes: {settings.workers}.",

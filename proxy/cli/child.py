@@ -19,8 +19,8 @@ import msgspec
 
 from proxy.admin.config import AdminConfig
 from proxy.collector.config import CollectorConfig
-from proxy.enrich import EnricherError, load
-from proxy.forward.config import ForwarderConfig
+from proxy.enrich import EnricherError
+from proxy.forward.config import CannotTrace, ForwarderConfig, try_out
 from proxy.log import configure, log, own_process
 from proxy.spool import open_intake, open_outlet
 from proxy.spool.port import ForwarderRunning, Outlet, SpoolError
@@ -163,12 +163,12 @@ def main() -> int:
                 configure(admin.log_level, admin.log_format)
                 runner.run(run_admin(admin, int(arguments[0]), beat))
             elif role == "trial":
-                load(msgspec.json.decode(line, type=ForwarderConfig).enrich)
+                try_out(msgspec.json.decode(line, type=ForwarderConfig))
             else:
                 forwarding = msgspec.json.decode(line, type=ForwarderConfig)
                 configure(forwarding.log_level, forwarding.log_format)
                 runner.run(run_forwarder(forwarding, _when_told, beat))
-    except (SpoolError, EnricherError) as error:
+    except (SpoolError, EnricherError, CannotTrace) as error:
         log.error("cannot run as configured", reason=str(error))
         return EX_CONFIG
     except OSError as error:

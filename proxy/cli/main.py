@@ -12,6 +12,7 @@ from proxy import __version__, settings
 from proxy.cli import dead
 from proxy.cli.options import ConfigOption, existing_spool
 from proxy.enrich import EnricherError
+from proxy.forward.config import CannotTrace
 from proxy.spool.port import SpoolError
 
 app = typer.Typer(
@@ -226,7 +227,7 @@ def main() -> None:
     except sqlite3.Error as error:
         print(f"beacon-proxy: spool: {error}; expected a readable spool directory (setting spool)", file=sys.stderr)
         sys.exit(1)
-    except (settings.SettingsError, SpoolError, EnricherError) as error:
+    except (settings.SettingsError, SpoolError, EnricherError, CannotTrace) as error:
         for line in str(error).splitlines():
             print(f"beacon-proxy: {line}", file=sys.stderr)
         sys.exit(2)

@@ -3,6 +3,7 @@
 Both edges call it. It copies; it does not interpret. What must not be stored is decided here, before anything is written.
 """
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
@@ -22,6 +23,8 @@ MAX_REFERER, MAX_USER_AGENT, MAX_LANGUAGE, MAX_HOST, MAX_HINTS = 4096, 1024, 256
 """Characters kept of each header."""
 MAX_PARAMETERS = 1000
 """Pairs in query and body; more is nobody's beacon."""
+
+_TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 
 Headers = Mapping[bytes, bytes]
 """Lower-case names to values as received."""
@@ -61,6 +64,7 @@ class Collector:
         self._identity = config.identity
         self._cookies = {site.domain: cookie_maker(site.domain, config.cookie_http_only) for site in self._sites.values()}
         self._addresses = config.addresses
+        self._traces = config.traces
         self._redaction = Redaction(config.redact, config.mask_personal)
         self._limit = AddressLimit(config.rate_limit) if config.rate_limit else None
 
@@ -108,6 +112,7 @@ class Collector:
                 now_ms if stamp is None else stamp.at_ms,
                 identity,
                 _hints(hints, headers) if hints is not None else "",
+                _trace(get(b"traceparent", b"")) if self._traces else "",
             ),
             cookie,
         )
@@ -163,6 +168,12 @@ class Collector:
             if site:
                 return self._sites[site]
         return self._default
+
+
+def _trace(header: bytes) -> str:
+    """A `traceparent` of version 00 (W3C Trace Context, section 3.2); "" for anything else."""
+    match = _TRACEPARENT.fullmatch(header)
+    return header.decode("ascii") if match and match[1].strip(b"0") and match[2].strip(b"0") else ""
 
 
 def _hints(brands: bytes, headers: Headers) -> str:

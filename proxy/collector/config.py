@@ -47,6 +47,8 @@ class CollectorConfig(msgspec.Struct, frozen=True):
     rate_limit: int = 0
     """Beacons per address and minute; 0 is no limit."""
     debug_token: str = ""
+    traces: bool = False
+    """Whether a request's `traceparent` is kept."""
     log_level: str = "info"
     log_format: str = "auto"
     shutdown_grace_s: float = 10.0

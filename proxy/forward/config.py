@@ -7,6 +7,20 @@ from proxy.enrich.config import EnrichConfig
 from proxy.spool.port import SpoolConfig
 
 
+class CannotTrace(Exception):
+    """Traces are asked for and cannot be told; the message says what to do."""
+
+
+def try_out(config: "ForwarderConfig") -> None:
+    """Load what a forwarder would load. Raises EnricherError or CannotTrace if it cannot be had."""
+    from proxy.enrich import load
+    from proxy.forward.traces import Traces
+
+    load(config.enrich)
+    if config.trace_ratio:
+        Traces(config.trace_ratio).close()
+
+
 class Site(msgspec.Struct, frozen=True):
     """Where a site's beacons go, and under which key."""
 
@@ -29,6 +43,8 @@ class ForwarderConfig(msgspec.Struct, frozen=True):
     policy: Policy = Policy()
     address_property: str = ""
     enrich: EnrichConfig = EnrichConfig()
+    trace_ratio: float = 0.0
+    """Share of beacons of which traces are told; 0: none."""
     log_level: str = "info"
     log_format: str = "auto"
     shutdown_grace_s: float = 10.0

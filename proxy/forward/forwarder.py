@@ -24,6 +24,7 @@ from proxy.forward.config import ForwarderConfig
 from proxy.forward.pacing import State
 from proxy.forward.route import Route, RouteStats, monotonic_ms
 from proxy.forward.sign import UpstreamRequest, sign
+from proxy.forward.traces import Traces
 from proxy.forward.upstream import open_upstream
 from proxy.forward.watch import Seen, Watch
 from proxy.hit import Hit
@@ -107,6 +108,7 @@ class Forwarder:
         self._enrichment = load(config.enrich)
         self._clock = Clock(before.clock)
         self._watch = Watch(outlet)
+        self._traces = Traces(config.trace_ratio) if config.trace_ratio else None
         self._published = -PUBLISH_S
 
     def stop(self) -> None:
@@ -130,6 +132,8 @@ class Forwarder:
             await self._on_disk(self._outlet.close)
             self._disk.shutdown()
             await self._upstream.close()
+            if self._traces is not None:
+                await asyncio.to_thread(self._traces.close)
 
     async def _turn(self) -> None:
         """Write the verdicts that have gathered, claim what there is room for, set it going, and rest."""
@@ -205,7 +209,10 @@ class Forwarder:
             pace.abandoned()
             dropped = Final(prepared)
             now_ms = self._clock.now_ms()
-            self._watch.see(Seen(now_ms, hit, None, dropped, claim.attempt, now_ms - hit.received_ms))
+            seen = Seen(now_ms, hit, None, dropped, claim.attempt, now_ms - hit.received_ms)
+            self._watch.see(seen)
+            if self._traces is not None:
+                self._traces.tell(seen, 0, route.upstream)
             return dropped
         began = time.perf_counter()
         answer = await self._upstream.send(prepared.request)
@@ -232,7 +239,10 @@ class Forwarder:
             route.stats.delivery_seconds.observe(max(0, age_ms) / 1000)
             if prepared.trimmed:
                 verdict = Final(verdict.outcome, verdict.answer, trimmed=True)
-        self._watch.see(Seen(now_ms, hit, prepared.request, verdict, claim.attempt, age_ms))
+        seen = Seen(now_ms, hit, prepared.request, verdict, claim.attempt, age_ms)
+        self._watch.see(seen)
+        if self._traces is not None:
+            self._traces.tell(seen, took_ms, route.upstream)
         if self._observe is not None:
             masked = prepared.request.masked(config.sites[hit.site].api_key)
             self._observe(Attempted(hit, masked, answer, verdict, took_ms))
@@ -240,7 +250,7 @@ class Forwarder:
 
     def _tell(self, route: Route) -> None:
         """Once for each change, and not for each flicker."""
-        route.since_ms = self._clock.now_ms()
+        route.note_state(self._clock.now_ms())
         if route.pace.state is State.CLOSED:
             if route.trouble.ends():
                 log.info("upstream takes beacons again", upstream=route.upstream)

@@ -53,6 +53,7 @@ class Route:
         self.pace = Pace(ceiling)
         self.queue: deque[Claim] = deque()
         self.delivered = 0
+        self._closed = True
         self.since_ms = 0
         """When the breaker opened or closed last, milliseconds since the epoch."""
         self.stats = RouteStats()
@@ -61,6 +62,12 @@ class Route:
         self.trouble = Trouble()
         self._rated = (0, monotonic_ms())
         self._rate = 0.0
+
+    def note_state(self, now_ms: int) -> None:
+        """Remember when the breaker last opened or closed; a probe is no change."""
+        closed = self.pace.state is State.CLOSED
+        if closed != self._closed:
+            self._closed, self.since_ms = closed, now_ms
 
     def attempted(self, answer: Answer, took_ms: float) -> None:
         """Count an attempt."""

@@ -121,6 +121,12 @@ class Settings(BaseModel):
     commit_timeout: float = Field(
         5.0, gt=0, le=300, description="Seconds a beacon may wait for the disk; then it is answered 503."
     )
+    trace_ratio: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of beacons of which OpenTelemetry traces are told, 0 to 1 (extra `traces`); see docs/traces.md.",
+    )
     embedded_forwarder: bool = Field(
         False, description="`proxy.asgi:app` only: deliver from the application's own process (its lifespan)."
     )
@@ -184,6 +190,7 @@ class Settings(BaseModel):
             mask_personal=self.mask_personal,
             rate_limit=self.rate_limit,
             debug_token=self.debug_token.get_secret_value() if self.debug_token else "",
+            traces=self.trace_ratio > 0,
             log_level=self.log_level,
             log_format=self.log_format,
             shutdown_grace_s=self.shutdown_grace,
@@ -212,6 +219,7 @@ class Settings(BaseModel):
                 int(self.backoff_base * 1000), int(self.backoff_cap * 1000), int(self.max_age * 1000), self.max_attempts
             ),
             address_property=self.address_property,
+            trace_ratio=self.trace_ratio,
             enrich=EnrichConfig(
                 tuple(self.enrichers), self.rename, self.bots, str(self.geo_database) if self.geo_database else ""
             ),

@@ -6,6 +6,7 @@ from proxy.cli.check import describe
 from proxy.cli.doctor.finding import Finding, ok, wrong
 from proxy.cli.doctor.installation import Installation
 from proxy.enrich import EnricherError
+from proxy.forward.config import CannotTrace
 from proxy.settings import SettingsError
 from proxy.spool.port import SpoolError
 
@@ -15,7 +16,7 @@ def look(installation: Installation) -> Iterator[Finding]:
         describe(installation.settings)
     except SettingsError as error:
         yield wrong(str(error), "run doctor with the service's own settings: the same --config, environment and user")
-    except (SpoolError, EnricherError) as error:
+    except (SpoolError, EnricherError, CannotTrace) as error:
         yield wrong(str(error), "mend the setting, or run doctor as the service's user")
     else:
         yield ok("good, and the key is there (not shown)")

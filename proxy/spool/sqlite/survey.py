@@ -131,6 +131,7 @@ def why_unready(directory: str | Path, max_bytes: int) -> str:
             opened.write(b"ready?")
             opened.flush()
             os.fsync(opened.fileno())
+        probe.unlink(missing_ok=True)  # it may be another user's to write the next time
         lanes = [path for path in file.lane_files(place) if _is_held(path.with_suffix(".lock"))]
         if not lanes:
             return f"no collector holds a lane of {place}"
