@@ -12,8 +12,9 @@ from test_spool import DELIVERED, hit
 
 from proxy.delivery import Final, Retry
 from proxy.outcome import Ending, Outcome
-from proxy.spool.port import Settlement, SpoolConfig
+from proxy.spool.port import DeadFilter, Settlement, SpoolConfig
 from proxy.spool.sqlite import file
+from proxy.spool.sqlite.dead import SqliteDeadLetters
 from proxy.spool.sqlite.lane import Lane
 from proxy.spool.sqlite.outlet import SqliteOutlet
 from proxy.spool.sqlite.reader import LaneReader
@@ -111,6 +112,33 @@ def test_what_was_half_written_when_the_lane_failed_is_not_counted_twice(
     assert (whole.total("delivered"), whole.total("trimmed"), whole.pending) == (50, 25, 25)
     assert whole.ending(Ending.DEAD) == {Outcome.REJECTED: 25}
     assert len(outlet.claim(100, 2)) == 25
+    outlet.close()
+    lane.close()
+
+
+def test_what_is_written_is_forgotten_at_once(lane: Lane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Letters that an operator replays between a failure and the next try must not die again by the old verdict."""
+    outlet = SqliteOutlet(tmp_path)
+    monkeypatch.setattr("proxy.spool.sqlite.outlet.REST_S", 0.0)
+    outlet.settle([Settlement(claim, Retry(0)) for claim in outlet.claim(100, 1)])
+    claims = outlet.claim(100, 1)
+    write, calls = file.write, 0
+
+    def fails_at_the_second(db: file.Connection, statement: str, parameters: Sequence[object] = ()) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise sqlite3.OperationalError("database is locked")
+        write(db, statement, parameters)
+
+    monkeypatch.setattr("proxy.spool.sqlite.reader.file.write", fails_at_the_second)
+    dies = Final(Outcome.REJECTED, "404")
+    outlet.settle([Settlement(claim, dies if n % 2 else DELIVERED) for n, claim in enumerate(reversed(claims))])
+    monkeypatch.undo()
+    letters = SqliteDeadLetters(tmp_path)
+    before = letters.replay(DeadFilter(), 1, lambda more: None)
+    outlet.publish(b"")
+    assert letters.count(DeadFilter()) == len(claims) // 2 - before
     outlet.close()
     lane.close()
 

@@ -352,6 +352,22 @@ def test_the_reserve_is_for_what_was_promised(small_disk: Path) -> None:
     outlet.close()
 
 
+def test_a_disk_that_hangs_also_where_figures_are_told_is_answered_in_time() -> None:
+    """What is only told for looking at must not keep the watch from answering those who wait."""
+    hangs = threading.Event()
+
+    def commit(batch: list[Hit], counts: Counts) -> None:
+        hangs.wait(20)
+
+    group = GroupCommit(commit, lambda: None, 0.2, tell=lambda: hangs.wait(20) and None)
+    began = time.monotonic()
+    with pytest.raises(SpoolRefused):
+        group.append_blocking(hit("waits"))
+    assert time.monotonic() - began < 10
+    hangs.set()
+    group.close()
+
+
 def dead_spool(place: Path, n: int = 6) -> tuple[Lane, SqliteOutlet]:
     lane, outlet = Lane(place), SqliteOutlet(place)
     for i in range(n):

@@ -102,6 +102,7 @@ def test_a_killed_watcher_is_forgotten_and_his_socket_removed(tmp_path: Path) ->
                     tap = stack.enter_context(telling(tmp_path))
                 tap.tell(EVENT)
                 assert not tap.open
+                tap.look()
                 assert sockets(tmp_path) == []
 
 
@@ -162,8 +163,43 @@ def test_what_root_watches_stays_the_owners(tmp_path: Path) -> None:
     """`sudo beacon-proxy tail` must neither see nothing nor shut the service's own user out afterwards."""
     os.chown(tmp_path, 65534, 65534)
     with listening(tmp_path):
-        found = [tmp_path / TAPS, *(tmp_path / TAPS).iterdir()]
-        assert [(path.stat().st_uid, path.stat().st_gid) for path in found] == [(65534, 65534)] * 2
+        [listener] = (tmp_path / TAPS).iterdir()
+        place = (tmp_path / TAPS).stat()
+        assert (place.st_uid, place.st_gid, place.st_mode & 0o777) == (65534, 65534, 0o700)
+        assert listener.stat().st_mode & 0o222 == 0o222  # who may enter the directory may send
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root could be led astray: run as root")
+def test_root_is_led_nowhere_by_a_link(tmp_path: Path) -> None:
+    """A spool's owner who plants a link must not be given what it leads to."""
+    elsewhere, spool = tmp_path / "elsewhere", tmp_path / "spool"
+    elsewhere.mkdir()
+    spool.mkdir()
+    (spool / TAPS).symlink_to(elsewhere)
+    os.chown(spool, 65534, 65534)
+    with pytest.raises(SpoolError), listening(spool):
+        pass
+    assert (elsewhere.stat().st_uid, list(elsewhere.iterdir())) == (0, [])
+
+
+def test_telling_waits_for_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look may hang with the disk; a beacon that is told of meanwhile, and a visitor with it, must not."""
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def hanging(path: Path) -> list[str]:
+        hangs.set()
+        goes_on.wait(20)
+        return []
+
+    with listening(tmp_path) as listener, telling(tmp_path) as tap:
+        monkeypatch.setattr("proxy.spool.tap.os.listdir", hanging)
+        looking = threading.Thread(target=tap.look)
+        looking.start()
+        assert hangs.wait(20)
+        tap.tell(EVENT)
+        assert heard(listener) == EVENT
+        goes_on.set()
+        looking.join()
 
 
 def test_visitors_and_deliveries_go_on_while_a_watcher_sleeps(serve: Serve, sandbox: SandboxProcess, tmp_path: Path) -> None:
@@ -185,11 +221,17 @@ def test_visitors_and_deliveries_go_on_while_a_watcher_sleeps(serve: Serve, sand
                 answers.append(client.get(f"/e?_n=Viewed&_p=me{n}").status_code)
         assert set(answers) == {200}
         sandbox.wait(100)
-        outcomes = set()
-        while "delivered" not in outcomes:
-            outcomes.add(heard(awake).outcome)
+
+        def delivery_seen() -> bool:
+            answers.append(httpx.get(f"{proxy.url}/e?_n=More&_p=me{len(answers)}").status_code)
+            with contextlib.suppress(TimeoutError):
+                return heard(awake, 0.1).outcome == Outcome.DELIVERED
+            return False
+
+        wait_for(delivery_seen, "the forwarder's look")
         assert heard(asleep).outcome == Outcome.DNT
-    wait_for(lambda: proxy.status()["delivered"] == 100, "the ledger")
+    status = wait_for(lambda: (found := proxy.status())["pending"] == 0 and found, "the ledger")
+    assert status["delivered"] + status["dropped"]["dnt"] == len(answers)
 
 
 def test_a_tail_that_is_ended_leaves_no_socket(serve: Serve, tmp_path: Path) -> None:

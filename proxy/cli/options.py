@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from proxy import settings
-from proxy.spool import begun
+from proxy.spool import begun, look_into
 from proxy.spool.port import SpoolConfig
 
 ConfigOption = Annotated[
@@ -21,4 +21,6 @@ def existing_spool(config: Path | None) -> SpoolConfig:
     if not begun(spool):
         where = Path(spool.url.partition(":")[2]).absolute()
         print(f"beacon-proxy: there is no spool yet at {where} (setting spool)", file=sys.stderr)
+    else:
+        look_into(spool)
     return spool

@@ -4,6 +4,7 @@ The supervisor serves nothing itself. It holds the listening socket (or the serv
 the queue of connections where the dead one left it. Each child gets its configuration, and only the forwarder the key, by a pipe.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -31,6 +32,8 @@ HANG_S = 60.0
 """A child whose event loop has not turned for so long hangs, and is killed."""
 ASLEEP_S = 5.0
 """A supervisor that was not called for so long was suspended, and its children with it: that is not their hanging."""
+KILL_S = 1.0
+"""A killed child whose disk hangs cannot die; it is not waited for longer."""
 TRIAL_S = 10.0
 """Longest that a trial of new settings may take."""
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
@@ -172,6 +175,7 @@ class Supervisor:
                 if now - child.patience_from > HANG_S:
                     log.error("killed: it hangs", process=child.name, pid=child.process.pid)
                     child.process.kill()
+                    child.patience_from = now  # a disk that hangs may keep it from dying
         if all(child.beats and not child.replaced for child in self._children):
             self._service.ready()
 
@@ -227,7 +231,8 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 log.warning("killed: did not stop within shutdown_grace", pid=process.pid)
                 process.kill()
-                process.wait()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(KILL_S)
             _close_pipe(process)
 
 

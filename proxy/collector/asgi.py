@@ -92,7 +92,7 @@ class CollectorApp:
             scope["query_string"],
             body,
             headers,
-            client[0] if client else "",
+            client[0] if client else _no_address(scope),
             time.time_ns() // 1_000_000,
             scope["scheme"] == "https",
         )
@@ -129,6 +129,12 @@ class CollectorApp:
         if self._debugs(headers):
             extra.append((b"x-beacon-outcome", told(hit, start["status"] == 200).encode("ascii")))
         return _start(start["status"], [*start["headers"], *extra])
+
+
+def _no_address(scope: Scope) -> str:
+    """Of a peer without one: "" over a Unix socket. Over TCP it reset the connection before it was asked for: not trusted."""
+    server = scope.get("server")
+    return "" if server is None or server[1] is None else "unknown"
 
 
 def joined(pairs: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import re
 import resource
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -76,6 +77,8 @@ class BeaconProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.peer = self.client[0] if self.client else ""
+        if not self.peer and not _is_unix(transport):
+            transport.abort()  # it was reset before its address was asked for; "" would pass for a Unix socket, which is trusted
         self.https = self.scheme == "https"
         if len(self.connections) > self.max_connections:
             transport.abort()
@@ -203,6 +206,11 @@ class BeaconProtocol(HttpToolsProtocol):
         between = not self._head and self._body_left == 0 and (self._served or (cycle is not None and cycle.response_complete))
         if self._looks * SWEEP_S >= (KEEP_ALIVE_S if between else REQUEST_S):
             self.transport.abort()
+
+
+def _is_unix(transport: asyncio.Transport) -> bool:
+    connected = transport.get_extra_info("socket")
+    return connected is not None and connected.family == socket.AF_UNIX
 
 
 def escape_target(line: bytes) -> bytes:

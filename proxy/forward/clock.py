@@ -28,7 +28,7 @@ def follow(before: Seen | None, wall_ms: int, boot_ms: int, boot_id: str) -> See
     """The next look. Within one boot the two clocks must agree; across boots the wall may at least not run backwards."""
     if before is None:
         steady = False
-    elif before.boot_id == boot_id:
+    elif before.boot_id == boot_id and boot_ms >= before.boot_ms:  # a service may not be told the boot's id
         steady = abs((wall_ms - before.wall_ms) - (boot_ms - before.boot_ms)) <= JUMP_MS
     else:
         steady = wall_ms >= before.wall_ms - JUMP_MS

@@ -166,7 +166,7 @@ class Forwarder:
         state = {
             "clock": self._clock.seen,
             "upstreams": {route.upstream: route.state() for route in self._routes},
-            "last": self._watch.last(),
+            "last": [] if self._stopping.is_set() else self._watch.last(self._clock.now_ms()),
         }
         written_ms = 0 if self._stopping.is_set() else self._clock.seen.wall_ms  # 0: nobody is at work any more
         await self._on_disk(self._outlet.publish, msgspec.json.encode({"written_ms": written_ms, **state}))

@@ -4,6 +4,7 @@ Both send the same bytes: no redirects followed, no cookies kept, no conditional
 """
 
 import asyncio
+import logging
 from datetime import timedelta
 from http.cookiejar import DefaultCookiePolicy
 from typing import Protocol
@@ -69,12 +70,17 @@ class PyreqwestUpstream:
         await self._client.close()
 
 
+def _no_key(record: logging.LogRecord) -> bool:
+    return "_k=" not in record.getMessage()
+
+
 class HttpxUpstream:
     """The portable engine, for platforms without the other's wheel."""
 
     def __init__(self, timeout_s: float, connections: int) -> None:
         import httpx
 
+        logging.getLogger("httpx").addFilter(_no_key)  # it logs each request's whole address
         self._client = httpx.AsyncClient(
             timeout=timeout_s,
             headers={"user-agent": USER_AGENT, "accept": "*/*"},

@@ -12,7 +12,7 @@ from proxy.forward.sign import UpstreamRequest
 from proxy.hit import Hit
 from proxy.spool.port import Outlet, Tapped
 
-KEPT = 20
+KEPT, KEPT_MS = 20, 600_000
 RETRY = "retry"
 OF_THE_API = frozenset({"_k", "_p", "_n", "_t", "_d"})
 
@@ -41,8 +41,10 @@ class Watch:
         if self._outlet.watched():
             self._outlet.show(in_words(seen))
 
-    def last(self) -> list[Tapped]:
-        """The latest first."""
+    def last(self, now_ms: int) -> list[Tapped]:
+        """The latest first. What was handled longer than KEPT_MS ago is forgotten: what is delivered is nobody's to keep."""
+        while self._last and now_ms - self._last[0].at_ms > KEPT_MS:
+            self._last.popleft()
         return [in_words(seen) for seen in reversed(self._last)]
 
 

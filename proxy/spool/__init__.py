@@ -13,6 +13,7 @@ from proxy.spool.sqlite.survey import (
     audit,
     directory_bytes,
     look_at_directory,
+    look_into_directory,
     prepare_directory,
     read_intake_stats,
     read_ledger,
@@ -34,6 +35,13 @@ def begun(config: SpoolConfig) -> bool:
     """Whether anything was ever stored there. A look from the wrong directory sees an empty spool, not the right one."""
     scheme, place = _split(config)
     return scheme == "memory" or Path(place).exists()
+
+
+def look_into(config: SpoolConfig) -> None:
+    """Raises SpoolError where there is a spool, and this user may not see what is in it: it would look empty."""
+    scheme, place = _split(config)
+    if scheme != "memory":
+        look_into_directory(place)
 
 
 def look_at(config: SpoolConfig) -> None:

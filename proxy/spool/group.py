@@ -62,6 +62,7 @@ class GroupCommit:
         self._ended = threading.Event()
         self._thread.start()
         threading.Thread(target=self._watch, name="spool-watch", daemon=True).start()
+        threading.Thread(target=self._tell_now_and_then, name="spool-teller", daemon=True).start()
 
     async def append(self, hit: Hit) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -148,10 +149,14 @@ class GroupCommit:
     def _overdue(self) -> bool:
         return self._began > 0 and time.monotonic() - self._began > self._patience_s
 
+    def _tell_now_and_then(self) -> None:
+        """Not the watch's work: telling touches the disk, and may hang with it."""
+        while not self._ended.wait(WATCH_S):
+            self._tell()
+
     def _watch(self) -> None:
         """Let nobody wait longer than the patience for a disk that hangs."""
         while not self._ended.wait(min(WATCH_S, self._patience_s / 4)):
-            self._tell()
             with self._bell:
                 if not self._overdue():
                     continue

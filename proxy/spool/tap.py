@@ -45,24 +45,38 @@ class Tap:
         self._lock = threading.Lock()
         self.open: dict[str, _Watcher] = {}
         """Those who listen, by their socket's name."""
+        self._dead: set[str] = set()
+        """Those who were killed: their sockets' names are to be removed."""
 
     def look(self) -> None:
-        """Who is listening now?"""
+        """Who is listening now? The disk is asked without the lock: it may hang, and a tell must not."""
         try:
-            names = sorted(name for name in os.listdir(self._place) if name.endswith(SOCKET))[:MOST_WATCHERS]
+            names = {name for name in sorted(os.listdir(self._place))[: 2 * MOST_WATCHERS] if name.endswith(SOCKET)}
         except OSError:
-            names = []
-        if names or self.open:
-            with self._lock:
-                for gone in self.open.keys() - set(names):
-                    self._forget(gone)
-                with contextlib.suppress(OSError), _opened(self._place) as fd:
-                    for name in names:
-                        if name not in self.open:
-                            self._greet(name, fd)
+            names = set()
+        if not names and not self.open:
+            return
+        with self._lock:
+            known, dead = set(self.open), self._dead
+            self._dead = set()
+        greeted: dict[str, _Watcher] = {}
+        with contextlib.suppress(OSError), _opened(self._place) as fd:
+            for name in sorted(names - known - dead)[: MOST_WATCHERS - len(known & names)]:
+                watcher = self._greet(name, fd)
+                if watcher is not None:
+                    greeted[name] = watcher
+                else:
+                    dead.add(name)
+        for name in dead:
+            with contextlib.suppress(OSError):
+                (self._place / name).unlink()
+        with self._lock:
+            for gone in known - names:
+                self._forget(gone)
+            self.open.update(greeted)
 
     def tell(self, event: Tapped) -> None:
-        """Tell all who listen. Never waits, never raises."""
+        """Tell all who listen. Never waits, never raises, touches no disk."""
         told = msgspec.json.encode(event)
         with self._lock:
             for name, watcher in list(self.open.items()):
@@ -75,7 +89,7 @@ class Tap:
                     else:
                         self._forget(name)
                     if error.errno in DEAD:
-                        self._remove(name)
+                        self._dead.add(name)
 
     def close(self) -> None:
         """Let the sockets go."""
@@ -83,7 +97,8 @@ class Tap:
             for name in list(self.open):
                 self._forget(name)
 
-    def _greet(self, name: str, fd: int) -> None:
+    def _greet(self, name: str, fd: int) -> _Watcher | None:
+        """None for one who was killed."""
         connected = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         connected.setblocking(False)
         try:
@@ -91,16 +106,13 @@ class Tap:
         except OSError as error:
             connected.close()
             if error.errno in DEAD:
-                self._remove(name)
-        else:
-            self.open[name] = _Watcher(connected)
+                return None
+            raise
+        return _Watcher(connected)
 
     def _forget(self, name: str) -> None:
-        self.open.pop(name).socket.close()
-
-    def _remove(self, name: str) -> None:
-        with contextlib.suppress(OSError):
-            (self._place / name).unlink()
+        if name in self.open:
+            self.open.pop(name).socket.close()
 
 
 def _with_missed(event: Tapped, missed: int) -> bytes:
@@ -114,11 +126,12 @@ def listening(directory: str | Path) -> Iterator[socket.socket]:
     place, name = spool / TAPS, secrets.token_hex(8) + SOCKET
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         try:
-            place.mkdir(mode=0o700, exist_ok=True)
-            _give_to_owner(place, spool)
-            with _opened(place) as fd:
-                listener.bind(_short(fd, place, name))
-            _give_to_owner(place / name, spool)
+            with _place_for_watchers(spool) as fd:
+                before = os.umask(0)  # whoever may enter the directory may send
+                try:
+                    listener.bind(_short(fd, place, name))
+                finally:
+                    os.umask(before)
         except FileNotFoundError:
             raise SpoolError(
                 f"spool: there is none at {spool.absolute()} yet; start `beacon-proxy serve` first, or name the right one "
@@ -132,15 +145,26 @@ def listening(directory: str | Path) -> Iterator[socket.socket]:
         try:
             yield listener
         finally:
-            with contextlib.suppress(OSError):
-                (place / name).unlink()
+            with contextlib.suppress(OSError), _place_for_watchers(spool) as fd:
+                os.unlink(name, dir_fd=fd)
 
 
-def _give_to_owner(path: Path, spool: Path) -> None:
-    """What root makes here, the collectors could not use: it is made the spool's owner's."""
-    if os.geteuid() == 0:
-        of = spool.stat()
-        os.chown(path, of.st_uid, of.st_gid)
+@contextlib.contextmanager
+def _place_for_watchers(spool: Path) -> Iterator[int]:
+    """The directory, open; made if need be. What root makes is given to the spool's owner, and root is led nowhere by a link."""
+    with _opened(spool) as above:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(TAPS, 0o700, dir_fd=above)
+        fd = os.open(TAPS, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+        try:
+            owner, found = os.fstat(above), os.fstat(fd)
+            if os.geteuid() == 0 and found.st_uid == 0 != owner.st_uid:
+                os.fchown(fd, owner.st_uid, owner.st_gid)
+            elif found.st_uid != owner.st_uid:
+                raise PermissionError(errno.EPERM, f"{TAPS} belongs to somebody else")
+            yield fd
+        finally:
+            os.close(fd)
 
 
 def _owner(spool: Path) -> str:

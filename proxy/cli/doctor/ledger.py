@@ -23,8 +23,10 @@ def look(installation: Installation) -> Iterator[Finding]:
     if report(state).is_running():
         yield ok("a forwarder is running")
     else:
-        ago = time.time() - report(state).written_ms / 1000
-        since = f"the last one reported {ago:,.0f} s ago" if state else "none ever reported"
+        written_ms = report(state).written_ms
+        since = "the last one was stopped" if state else "none ever reported"
+        if written_ms:
+            since = f"the last one reported {time.time() - written_ms / 1000:,.0f} s ago"
         yield wrong(
             f"no forwarder is running ({since}): nothing is delivered",
             "start `beacon-proxy serve`, or `forward` beside a WSGI host",

@@ -53,6 +53,7 @@ def create_file(path: Path) -> None:
     unfinished = path.with_suffix(".new")
     for stale in (unfinished, *_companions(path)):
         stale.unlink(missing_ok=True)
+    os.close(os.open(unfinished, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))  # its log gets the same rights from SQLite
     db = sqlite3.connect(unfinished, isolation_level=None)
     try:
         db.execute("PRAGMA journal_mode = WAL")

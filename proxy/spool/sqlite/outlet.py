@@ -38,6 +38,8 @@ class SqliteOutlet:
         """Lane → when it may be tried again (monotonic)."""
         self._troubles: dict[int, Trouble] = {}
         self._unopened: dict[Path, str] = {}
+        self._unmended: set[int] = set()
+        """Lanes whose due times were not looked at yet."""
         self._looked = -1e9
         try:
             self._look_for_lanes(time.time_ns() // 1_000_000)
@@ -135,6 +137,7 @@ class SqliteOutlet:
     def _forget(self, reader: LaneReader) -> None:
         reader.close()
         self._readers.pop(reader.identity, None)
+        self._unmended.discard(reader.identity)
         self._resting.pop(reader.identity, None)
         self._troubles.pop(reader.identity, None)
 
@@ -153,6 +156,10 @@ class SqliteOutlet:
         for reader in list(self._readers.values()):
             if file.inode(reader.path) is None:
                 self._resting[reader.identity] = self._looked + REST_S
+            if reader.identity in self._unmended and self._rested(reader):
+                mend = functools.partial(reader.mend_due_times, now_ms)
+                if self._guarded(reader, mend) is not None:
+                    self._unmended.discard(reader.identity)
         if self._readers:
             with contextlib.suppress(OSError):
                 file.keep_reserve(self._directory)
@@ -161,7 +168,7 @@ class SqliteOutlet:
         try:
             reader = LaneReader(path)
             self._readers[reader.identity] = reader
-            reader.mend_due_times(now_ms)
+            self._unmended.add(reader.identity)
             self._unopened.pop(path, None)
         except (sqlite3.Error, SpoolError) as error:
             if self._unopened.get(path) != str(error):

@@ -113,17 +113,16 @@ class LaneReader:
         Transactions are short and leave gaps, since the collector's wait for the lane is the visitor's wait for the GIF.
         """
         while self._unsettled:
-            some = self._unsettled[:TOGETHER]
-            self._write(some, now_ms)
-            self._in_flight.difference_update(s.claim.ticket.id for s in some if s.claim.ticket.waiting)
-            del self._unsettled[:TOGETHER]
+            self._write(self._unsettled[:TOGETHER], now_ms)
             if self._unsettled:
                 time.sleep(GAP_S)
 
     def _write(self, settlements: Sequence[Settlement], now_ms: int) -> None:
-        """One transaction for each kind of settlement, however many hits it settles. Written twice, one has no second effect."""
+        """One transaction for each kind of settlement, however many hits it settles; what is written is forgotten at once."""
         batches: dict[_Kind, list[tuple[int, int, int, str]]] = {}
-        for (ticket, hit, attempt), verdict in settlements:
+        kinds: dict[int, _Kind] = {}
+        for settlement in settlements:
+            (ticket, hit, attempt), verdict = settlement
             if isinstance(verdict, Retry):
                 kind = _Kind(ticket.waiting, hit.site, None, False)
                 attempts = attempt if verdict.counted else attempt - 1
@@ -131,18 +130,24 @@ class LaneReader:
             else:
                 kind = _Kind(ticket.waiting, hit.site, verdict.outcome, verdict.trimmed)
                 batches.setdefault(kind, []).append((ticket.id, attempt, now_ms, verdict.answer))
+            kinds[id(settlement)] = kind
         for kind, batch in batches.items():
             self._settle(kind, msgspec.json.encode(batch).decode())
+            done = {key for key, of in kinds.items() if of == kind}
+            if kind.waiting:
+                self._in_flight.difference_update(id for id, *_ in batch)
+            self._unsettled = [settlement for settlement in self._unsettled if id(settlement) not in done]
 
-    def mend_due_times(self, now_ms: int) -> None:
+    def mend_due_times(self, now_ms: int) -> list[Claim]:
         """What is due absurdly late is due now: the clock was wrong when that was decided, or is right again only now."""
         if self.db.execute("SELECT 1 FROM waiting LIMIT 1").fetchone() is None:
-            return
+            return []
         with file.transaction(self.db):
             for site in self._sites():
                 self.db.execute(
                     "UPDATE waiting SET due_ms = ? WHERE site = ? AND due_ms > ?", (now_ms, site, now_ms + FARTHEST_DUE_MS)
                 )
+        return []
 
     def checkpoint(self) -> None:
         """Bring the log into the file, and give its room back."""

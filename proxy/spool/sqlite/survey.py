@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pwd
 import sqlite3
 from pathlib import Path
 
@@ -36,6 +37,15 @@ def look_at_directory(directory: str | Path) -> None:
         raise _unusable(place, f"{existing} is no directory")
     if not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
         raise _unusable(place, f"no right to write in {existing}")
+
+
+def look_into_directory(directory: str | Path) -> None:
+    """Raises SpoolError for a directory that this user may not use: to him it would look empty."""
+    place = Path(directory)
+    if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
+        uid = place.stat().st_uid
+        owner = next((entry.pw_name for entry in pwd.getpwall() if entry.pw_uid == uid), str(uid))
+        raise SpoolError(f"spool: no right to look into {place.absolute()}; run it as the user that runs beacon-proxy ({owner})")
 
 
 def _unusable(place: Path, why: str | None) -> SpoolError:
