@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from conftest import ProxyProcess, wait_for
+from conftest import ProxyProcess, clean_environment, wait_for
+from test_spool_faults import dead_spool
 
 from tests.chaos.laboratory import Upstream
 
@@ -119,3 +121,25 @@ def test_a_look_at_a_spool_that_is_not_there_says_so(tmp_path: Path) -> None:
             True,
             True,
         )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else: run as root")
+@pytest.mark.parametrize("command", [["status"], ["status", "--json"], ["dead", "list"], ["dead", "replay"]])
+def test_a_spool_that_is_not_theirs_does_not_look_empty_to_a_user(command: list[str]) -> None:
+    """Zeros and status 0 would say that all is well. Everything in it is its owner's alone."""
+    with tempfile.TemporaryDirectory() as place:  # of mode 0700, where anybody may come as far as its door
+        lane, outlet = dead_spool(Path(place))
+        outlet.close()
+        lane.close()
+        assert all(path.stat().st_mode & 0o077 == 0 for path in Path(place).glob("lane-*"))
+        # The libraries may lie where a stranger may not look either: so it becomes one after it has loaded them.
+        code = "import os, sys, rich.table; from proxy.cli import main; from proxy.admin import summary; "
+        code += "os.setgroups([]); os.setgid(65534); os.setuid(65534); sys.exit(main.main())"
+        done = subprocess.run(
+            [sys.executable, "-c", code, *command],
+            env=clean_environment(BEACON_PROXY_SPOOL=f"sqlite:{place}"),
+            capture_output=True,
+            text=True,
+        )
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert "run it as the user that runs beacon-proxy (root)" in done.stderr

@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import struct
 import time
 from collections.abc import Callable
 
@@ -166,3 +167,21 @@ def test_a_request_line_that_is_too_long_is_dropped_and_counted_like_a_body(serv
         connection.sendall(b"GET /e?_n=a&_p=b&x=" + b"y" * size + b" HTTP/1.1\r\nHost: a\r\n\r\n")
         assert connection.recv(4096).startswith(b"HTTP/1.1 200")
     wait_for(lambda: proxy.status()["dropped"] == {"too_large": 2}, "the drops")
+
+
+def test_who_resets_before_he_is_known_is_believed_nothing(serve: Callable[..., ProxyProcess], sandbox: SandboxProcess) -> None:
+    """Without an address he would pass for a Unix socket, which is trusted: he could choose his address and his time."""
+    proxy = serve(trusted_proxies="203.0.113.0/24", address_property="Address", addresses="keep")
+    stamp = f"{time.time() - 250:.3f} {'0' * 32}"
+    request = f"GET /e?_n=Reset&_p=me HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 8.8.8.8\r\nX-Beacon-Stamp: {stamp}\r\n\r\n"
+    began = time.time()
+    for _ in range(200):
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.connect(("127.0.0.1", proxy.port))
+            client.sendall(request.encode())
+    assert httpx.get(f"{proxy.url}/e?_n=Last&_p=me").status_code == 200
+    wait_for(lambda: "Last" in {beacon["params"]["_n"] for beacon in sandbox.beacons()}, "what came after")
+    for beacon in sandbox.beacons():
+        assert beacon["params"]["Address"] == "127.0.0.1"
+        assert int(beacon["params"]["_t"]) >= int(began)
