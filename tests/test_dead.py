@@ -13,6 +13,7 @@ import pytest
 from conftest import ProxyProcess, clean_environment, wait_for
 from test_spool_faults import dead_spool
 
+from proxy.admin.summary import render
 from tests.chaos.laboratory import Upstream
 
 Serve = Callable[..., ProxyProcess]
@@ -143,3 +144,23 @@ def test_a_spool_that_is_not_theirs_does_not_look_empty_to_a_user(command: list[
         )
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert "run it as the user that runs beacon-proxy (root)" in done.stderr
+
+
+def test_an_upstream_that_refuses_every_beacon_is_told_as_such(serve: Callable[..., ProxyProcess]) -> None:
+    """A withdrawn key: the upstream works, and nothing is delivered. Who looks must see it, and the log has one line."""
+    upstream = Upstream()
+    try:
+        upstream.ask("fault 404")
+        proxy = serve(upstream=upstream.url, log_format="json")
+        for n in range(20):
+            assert httpx.get(f"{proxy.url}/e?_n=n{n}&_p=p").status_code == 200
+        told = wait_for(lambda: next((of for of in proxy.status()["upstreams"].values() if of["refusal"]), None), "the report")
+        assert (told["state"], told["refusal"]) == ("closed", "404")
+        assert "refuses every beacon (404)" in render(proxy.status())
+        upstream.ask("fault ok")
+        assert httpx.get(f"{proxy.url}/e?_n=good&_p=p").status_code == 200
+        wait_for(lambda: not any(of["refusal"] for of in proxy.status()["upstreams"].values()), "the next report")
+        assert proxy.log.read_text().count("upstream refuses every beacon") == 1
+        assert proxy.log.read_text().count("upstream refuses no more") == 1
+    finally:
+        upstream.stop()

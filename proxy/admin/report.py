@@ -28,6 +28,7 @@ class UpstreamReport(msgspec.Struct):
     per_second: float = 0.0
     last_failure: str = ""
     since_ms: int = 0
+    refusal: str = ""
     """When the breaker opened or closed last; 0 if it has not since the forwarder started."""
     sites: list[str] = []
     stats: StatsReport = msgspec.field(default_factory=StatsReport)

@@ -12,6 +12,13 @@ STATES = {"closed": "takes beacons", "open": "takes nothing", "probing": "takes 
 """The breaker's states (a closed circuit is one that works) in plain words."""
 
 
+def in_words(told: dict[str, Any]) -> str:
+    """What an upstream does just now."""
+    if told["state"] == "closed" and told["refusal"]:
+        return f"refuses every beacon ({told['refusal']})"
+    return STATES.get(told["state"], str(told["state"]))
+
+
 def read(config: SpoolConfig) -> dict[str, Any]:
     """The summary of the configured spool, whether or not anything runs."""
     return summary(ledger_of(config), forwarder_state(config))
@@ -47,6 +54,7 @@ def _upstreams(ledger: Ledger, told: Report) -> dict[str, dict[str, Any]]:
             "in_flight": of.in_flight if running else 0,
             "per_second": rate,
             "last_failure": of.last_failure,
+            "refusal": of.refusal if running else "",
             "pending": pending,
             "eta_s": 0 if not pending else round(pending / rate) if rate >= 0.1 else None,
         }
@@ -71,7 +79,7 @@ def render(found: dict[str, Any]) -> str:
         takes = "" if not told["eta_s"] else f", {told['pending']:,} waiting: about {told['eta_s']:,} s"
         failure = f", last failure {told['last_failure']}" if told["last_failure"] and told["state"] != "closed" else ""
         lines.append(
-            f"upstream   {upstream}: {STATES.get(told['state'], told['state'])}, {told['in_flight']} in flight of at most "
+            f"upstream   {upstream}: {in_words(told)}, {told['in_flight']} in flight of at most "
             f"{told['limit']}, {told['per_second']:,} delivered a second{takes}{failure}"
         )
     return "\n".join(lines)

@@ -251,6 +251,11 @@ class Forwarder:
     def _tell(self, route: Route) -> None:
         """Once for each change, and not for each flicker."""
         route.note_state(self._clock.now_ms())
+        if route.refusal:
+            if route.refusing.begins():
+                log.warning("upstream refuses every beacon: dead letters", upstream=route.upstream, answer=route.refusal)
+        elif route.refusing.ends():
+            log.info("upstream refuses no more", upstream=route.upstream)
         if route.pace.state is State.CLOSED:
             if route.trouble.ends():
                 log.info("upstream takes beacons again", upstream=route.upstream)

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from proxy.delivery import Answer
+from proxy.delivery import Answer, delivered, refused
 from proxy.forward.pacing import Pace, State
 from proxy.histogram import SECONDS, Histogram
 from proxy.log import Trouble
@@ -14,6 +14,8 @@ from proxy.spool.port import Claim
 
 PROBE_CHOICE = 8
 """Hits held ready while the breaker is open: each failing probe is followed by another hit, so that a bad one blocks nothing."""
+REFUSES_AFTER = 8
+"""Refusals in a row, with no delivery between them, after which it is the upstream that refuses."""
 RATE_SHARE = 0.3
 """Weight of the last second in the moving delivery rate."""
 
@@ -60,6 +62,10 @@ class Route:
         if stats is not None:
             self.stats.add(stats)
         self.trouble = Trouble()
+        self.refusing = Trouble()
+        self._refused = 0
+        self.refusal = ""
+        """The answer, while it refuses every beacon: it works, and each becomes a dead letter. A withdrawn key, perhaps."""
         self._rated = (0, monotonic_ms())
         self._rate = 0.0
 
@@ -74,6 +80,11 @@ class Route:
         name = str(answer)
         self.stats.answers[name] = self.stats.answers.get(name, 0) + 1
         self.stats.attempt_seconds.observe(took_ms / 1000)
+        if refused(answer):
+            self._refused += 1
+            self.refusal = name if self._refused >= REFUSES_AFTER else ""
+        elif delivered(answer):
+            self._refused, self.refusal = 0, ""
 
     def wanted(self) -> int:
         """How many more hits to claim for it now."""
@@ -98,6 +109,7 @@ class Route:
             "per_second": round(self._rate, 1),
             "last_failure": self.pace.last_failure,
             "since_ms": self.since_ms,
+            "refusal": self.refusal,
             "sites": sorted(self.sites),
             "stats": self.stats,
         }

@@ -131,10 +131,10 @@ function figure(name, value, note) {
 
 function showUpstreams(upstreams) {
   fill("upstreams", upstreams, () => upstreams.map(up => {
-    const good = up.state === "closed";
-    const since = up.since_s != null ? ` for ${span(up.since_s)}` : "";
-    const why = up.last_failure ? (good ? `last failure: ${up.last_failure}` : `reason: ${up.last_failure}`) : "no failure";
-    const drains = !up.pending ? "–" : !good ? "when it is back" : up.eta_s == null ? "not now" : `about ${span(Math.max(1, up.eta_s))}`;
+    const closed = up.state === "closed", good = closed && !up.refusal;
+    const since = up.since_s != null && !up.refusal ? ` for ${span(up.since_s)}` : "";
+    const why = up.last_failure ? (closed ? `last failure: ${up.last_failure}` : `reason: ${up.last_failure}`) : "no failure";
+    const drains = !up.pending ? "–" : !closed ? "when it is back" : up.eta_s == null ? "not now" : `about ${span(Math.max(1, up.eta_s))}`;
     return make("article", "upstream",
       make("h3", "", foreign(up.url)),
       make("p", "", make("span", `pill ${good ? "ok" : "warn"}`, up.words + since), make("span", "note", foreign(why))),

@@ -11,7 +11,7 @@ import msgspec
 from proxy import __version__
 from proxy.admin.page.look import Letter, Reading
 from proxy.admin.report import StatsReport, UpstreamReport
-from proxy.admin.summary import STATES, summary
+from proxy.admin.summary import in_words, summary
 from proxy.histogram import Histogram
 from proxy.outcome import Outcome
 from proxy.spool.port import Tapped
@@ -91,6 +91,9 @@ def verdict(reading: Reading, found: dict[str, Any], now_ms: int) -> Verdict:
             f"The upstream takes nothing{failure and ': '}{failure}",
             f"{pending} safely on disk until {closed[0]} is back.",
         )
+    if refusing := [of["refusal"] for of in found["upstreams"].values() if of["refusal"]]:
+        detail = "Beacons are kept as dead letters. Is the key still good? Replay them when the reason is mended."
+        return Verdict("warn", f"The upstream refuses every beacon: {refusing[0]}", detail)
     if found["dead"]:
         n = found["dead"]
         detail = "Beacons are taken and delivered. What ended undelivered is kept below, with the reason, until you decide."
@@ -106,7 +109,7 @@ def _upstream(url: str, of: UpstreamReport, found: dict[str, Any], reading: Read
         "url": url,
         **found,
         "last_failure": _failure(found["last_failure"]),
-        "words": STATES.get(found["state"], found["state"]),
+        "words": in_words(found),
         "since_s": max(0, (now_ms - of.since_ms) // 1000) if of.since_ms else None,
         "sites": of.sites,
         "answer": _times(of.stats.attempt_seconds, before.attempt_seconds),
