@@ -316,6 +316,29 @@ def test_an_upstreams_clock_is_compared(serve: Serve) -> None:
     assert any("behind" in one.found for one in report.of("clock", Result.WRONG)), report.run.stdout
 
 
+def test_the_web_servers_own_gif_is_not_taken_for_the_proxys(serve: Serve, sandbox: SandboxProcess) -> None:
+    """nginx's fallback answers 200 and the GIF while no collector is there: that is the finding, not the missing cookie."""
+
+    class Fallback(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.send_header("content-type", "image/gif")
+            self.send_header("content-length", "43")
+            self.send_header("cache-control", "no-store")
+            self.end_headers()
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Fallback) as front:
+        threading.Thread(target=front.serve_forever, daemon=True).start()
+        proxy = serve()
+        report = Report(proxy.environment, "--url", f"http://127.0.0.1:{front.server_port}")
+        front.shutdown()
+    assert "not the proxy's" in report.of("public address", Result.WRONG)[0].found
+    assert not report.of("cookies", Result.WRONG)
+
+
 def test_for_eyes_it_is_told_as_it_goes_and_mistakes_of_use_are_status_2(tmp_path: Path) -> None:
     """No traceback, and a missing spool and key say what to do."""
     environment = clean_environment(BEACON_PROXY_SPOOL=f"sqlite:{tmp_path / 'none'}", BEACON_PROXY_UPSTREAM="http://127.0.0.1:9")

@@ -11,6 +11,8 @@ from proxy.cli.doctor.installation import Asked, Installation
 from proxy.collector.pixel import GIF
 
 SOON_DAYS = 14
+OURS = ("pragma", "expires", "surrogate-control", "cdn-cache-control")
+"""Headers of the proxy's GIF; nginx's fallback has none of them, and no CDN takes all of them away."""
 
 
 def look(installation: Installation) -> Iterator[Finding]:
@@ -51,7 +53,12 @@ def unreachable(url: str, error: Exception) -> Finding:
 def answer(url: str, asked: Asked, prefix: str) -> Finding | None:
     """What is wrong with it; None if it is the GIF's."""
     if asked.status == 200 and asked.headers.get("content-length") == str(len(GIF)):
-        return None
+        if any(header in asked.headers for header in OURS):
+            return None
+        return wrong(
+            f"{url} answers with a GIF that is not the proxy's: the web server gives its own while no collector answers",
+            "start `beacon-proxy serve`, then `beacon-proxy ingest` the fallback log (docs/nginx.md)",
+        )
     if 300 <= asked.status < 400:
         return wrong(
             f"{url} answers {asked.status}, to {asked.headers.get('location', 'nowhere')}", "use the address it leads to"
