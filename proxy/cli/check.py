@@ -1,6 +1,6 @@
 """`check`: a configuration in plain words."""
 
-from proxy.forward.config import try_out
+from proxy.forward.trial import try_out
 from proxy.settings import Settings
 from proxy.spool import look_at
 

@@ -20,7 +20,7 @@ import msgspec
 from proxy.admin.config import AdminConfig
 from proxy.collector.config import CollectorConfig
 from proxy.enrich import EnricherError
-from proxy.forward.config import CannotTrace, ForwarderConfig, try_out
+from proxy.forward.config import CannotTrace, ForwarderConfig
 from proxy.log import configure, log, own_process
 from proxy.spool import open_intake, open_outlet
 from proxy.spool.port import ForwarderRunning, Outlet, SpoolError
@@ -163,13 +163,18 @@ def main() -> int:
                 configure(admin.log_level, admin.log_format)
                 runner.run(run_admin(admin, int(arguments[0]), beat))
             elif role == "trial":
+                from proxy.forward.trial import try_out
+
                 try_out(msgspec.json.decode(line, type=ForwarderConfig))
             else:
                 forwarding = msgspec.json.decode(line, type=ForwarderConfig)
                 configure(forwarding.log_level, forwarding.log_format)
                 runner.run(run_forwarder(forwarding, _when_told, beat))
     except (SpoolError, EnricherError, CannotTrace) as error:
-        log.error("cannot run as configured", reason=str(error))
+        if role == "trial":
+            print(error, file=sys.stderr)  # for whoever tries, who tells it in his own words
+        else:
+            log.error("cannot run as configured", reason=str(error))
         return EX_CONFIG
     except OSError as error:
         if error.filename is None:

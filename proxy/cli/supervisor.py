@@ -255,7 +255,7 @@ def _try(config: bytes) -> None:
     except subprocess.TimeoutExpired:
         raise SettingsError(f"what they name was not loaded within {TRIAL_S:g} s") from None
     if trial.returncode:
-        raise SettingsError(trial.stderr.decode("utf-8", "replace").strip().removeprefix("beacon-proxy: "))
+        raise SettingsError(trial.stderr.decode("utf-8", "replace").strip())
 
 
 def _environment() -> dict[str, str]:

@@ -11,16 +11,6 @@ class CannotTrace(Exception):
     """Traces are asked for and cannot be told; the message says what to do."""
 
 
-def try_out(config: "ForwarderConfig") -> None:
-    """Load what a forwarder would load. Raises EnricherError or CannotTrace if it cannot be had."""
-    from proxy.enrich import load
-    from proxy.forward.traces import Traces
-
-    load(config.enrich)
-    if config.trace_ratio:
-        Traces(config.trace_ratio).close()
-
-
 class Site(msgspec.Struct, frozen=True):
     """Where a site's beacons go, and under which key."""
 
