@@ -85,6 +85,21 @@ def test_settlements_of_many_are_written_in_pieces(lane: Lane, tmp_path: Path, m
     lane.close()
 
 
+def _fails_at(monkeypatch: pytest.MonkeyPatch, which: int) -> None:
+    """That write of the forwarder's fails, once."""
+    write, calls = file.write, 0
+
+    def failing(db: file.Connection, statement: str, parameters: Sequence[object] = ()) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == which:
+            raise sqlite3.OperationalError("database is locked")
+        write(db, statement, parameters)
+
+    monkeypatch.setattr("proxy.spool.sqlite.reader.file.write", failing)
+    monkeypatch.setattr("proxy.spool.sqlite.outlet.REST_S", 0.0)
+
+
 def test_what_was_half_written_when_the_lane_failed_is_not_counted_twice(
     lane: Lane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,17 +107,7 @@ def test_what_was_half_written_when_the_lane_failed_is_not_counted_twice(
     outlet = SqliteOutlet(tmp_path)
     claims = outlet.claim(100, 1)
     kinds = [DELIVERED, Final(Outcome.DELIVERED, "200", trimmed=True), Final(Outcome.REJECTED, "404"), Retry(1)]
-    write, calls = file.write, 0
-
-    def fails_at_the_third(db: file.Connection, statement: str, parameters: Sequence[object] = ()) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise sqlite3.OperationalError("disk I/O error")
-        write(db, statement, parameters)
-
-    monkeypatch.setattr("proxy.spool.sqlite.reader.file.write", fails_at_the_third)
-    monkeypatch.setattr("proxy.spool.sqlite.outlet.REST_S", 0.0)
+    _fails_at(monkeypatch, 3)
     outlet.settle([Settlement(claim, kinds[n % 4]) for n, claim in enumerate(claims)])
     half = read_ledger(tmp_path)
     assert (half.total("delivered"), half.ending(Ending.DEAD)) == (50, {})
@@ -119,26 +124,19 @@ def test_what_was_half_written_when_the_lane_failed_is_not_counted_twice(
 def test_what_is_written_is_forgotten_at_once(lane: Lane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Letters that an operator replays between a failure and the next try must not die again by the old verdict."""
     outlet = SqliteOutlet(tmp_path)
-    monkeypatch.setattr("proxy.spool.sqlite.outlet.REST_S", 0.0)
     outlet.settle([Settlement(claim, Retry(0)) for claim in outlet.claim(100, 1)])
     claims = outlet.claim(100, 1)
-    write, calls = file.write, 0
-
-    def fails_at_the_second(db: file.Connection, statement: str, parameters: Sequence[object] = ()) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise sqlite3.OperationalError("database is locked")
-        write(db, statement, parameters)
-
-    monkeypatch.setattr("proxy.spool.sqlite.reader.file.write", fails_at_the_second)
+    _fails_at(monkeypatch, 2)
     dies = Final(Outcome.REJECTED, "404")
-    outlet.settle([Settlement(claim, dies if n % 2 else DELIVERED) for n, claim in enumerate(reversed(claims))])
+    outlet.settle([Settlement(claim, DELIVERED if n % 2 else dies) for n, claim in enumerate(claims)])
     monkeypatch.undo()
     letters = SqliteDeadLetters(tmp_path)
-    before = letters.replay(DeadFilter(), 1, lambda more: None)
+    assert letters.replay(DeadFilter(), 1, lambda more: None) == 50
+    monkeypatch.setattr("proxy.spool.sqlite.outlet.REST_S", 0.0)
     outlet.publish(b"")
-    assert letters.count(DeadFilter()) == len(claims) // 2 - before
+    wait_for(lambda: outlet.publish(b"") or read_ledger(tmp_path).total("delivered") == 50, "the rest to be written")
+    assert letters.count(DeadFilter()) == 0
+    assert read_ledger(tmp_path).pending == 50
     outlet.close()
     lane.close()
 
