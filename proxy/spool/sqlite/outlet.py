@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from proxy.log import Trouble, log
 from proxy.spool.port import Claim, ForwarderRunning, Ledger, Settlement, SpoolError, Tapped
@@ -14,6 +15,8 @@ from proxy.spool.sqlite import file
 from proxy.spool.sqlite.reader import LaneReader
 from proxy.spool.sqlite.survey import read_ledger
 from proxy.spool.tap import Tap
+
+T = TypeVar("T")
 
 LOOK_S = 1.0
 """Between two looks for lanes that came or went."""
@@ -106,7 +109,7 @@ class SqliteOutlet:
     def _rested(self, reader: LaneReader) -> bool:
         return time.monotonic() >= self._resting.get(reader.identity, 0.0)
 
-    def _guarded(self, reader: LaneReader, call: Callable[[], list[Claim] | None]) -> list[Claim] | None:
+    def _guarded(self, reader: LaneReader, call: Callable[[], T]) -> T | None:
         """What the call gives. In trouble: None, and the lane rests, or is set aside if it is corrupt."""
         try:
             try:
@@ -158,7 +161,7 @@ class SqliteOutlet:
                 self._resting[reader.identity] = self._looked + REST_S
             if reader.identity in self._unmended and self._rested(reader):
                 mend = functools.partial(reader.mend_due_times, now_ms)
-                if self._guarded(reader, mend) is not None:
+                if self._guarded(reader, mend):
                     self._unmended.discard(reader.identity)
         if self._readers:
             with contextlib.suppress(OSError):

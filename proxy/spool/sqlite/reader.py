@@ -119,35 +119,26 @@ class LaneReader:
 
     def _write(self, settlements: Sequence[Settlement], now_ms: int) -> None:
         """One transaction for each kind of settlement, however many hits it settles; what is written is forgotten at once."""
-        batches: dict[_Kind, list[tuple[int, int, int, str]]] = {}
-        kinds: dict[int, _Kind] = {}
+        batches: dict[_Kind, list[Settlement]] = {}
         for settlement in settlements:
-            (ticket, hit, attempt), verdict = settlement
-            if isinstance(verdict, Retry):
-                kind = _Kind(ticket.waiting, hit.site, None, False)
-                attempts = attempt if verdict.counted else attempt - 1
-                batches.setdefault(kind, []).append((ticket.id, attempts, verdict.due_ms, ""))
-            else:
-                kind = _Kind(ticket.waiting, hit.site, verdict.outcome, verdict.trimmed)
-                batches.setdefault(kind, []).append((ticket.id, attempt, now_ms, verdict.answer))
-            kinds[id(settlement)] = kind
+            batches.setdefault(_kind(settlement), []).append(settlement)
         for kind, batch in batches.items():
-            self._settle(kind, msgspec.json.encode(batch).decode())
-            done = {key for key, of in kinds.items() if of == kind}
-            if kind.waiting:
-                self._in_flight.difference_update(id for id, *_ in batch)
+            self._settle(kind, msgspec.json.encode([_row(settlement, now_ms) for settlement in batch]).decode())
+            done = set(map(id, batch))
             self._unsettled = [settlement for settlement in self._unsettled if id(settlement) not in done]
+            if kind.waiting:
+                self._in_flight.difference_update(settlement.claim.ticket.id for settlement in batch)
 
-    def mend_due_times(self, now_ms: int) -> list[Claim]:
-        """What is due absurdly late is due now: the clock was wrong when that was decided, or is right again only now."""
+    def mend_due_times(self, now_ms: int) -> bool:
+        """What is due absurdly late is due now: the clock was wrong when that was decided, or is right again only now. True."""
         if self.db.execute("SELECT 1 FROM waiting LIMIT 1").fetchone() is None:
-            return []
+            return True
         with file.transaction(self.db):
             for site in self._sites():
                 self.db.execute(
                     "UPDATE waiting SET due_ms = ? WHERE site = ? AND due_ms > ?", (now_ms, site, now_ms + FARTHEST_DUE_MS)
                 )
-        return []
+        return True
 
     def checkpoint(self) -> None:
         """Bring the log into the file, and give its room back."""
@@ -201,7 +192,7 @@ class LaneReader:
         return sites
 
     def _settle(self, kind: _Kind, batch: str) -> None:
-        """A JSON array of [id, attempts, due or died at, answer], all of one kind."""
+        """A JSON array of rows, all of one kind."""
         table, outcome = "waiting" if kind.waiting else "fresh", kind.outcome
         if outcome is None and kind.waiting:
             file.write(self.db, POSTPONE, (batch,))
@@ -209,6 +200,21 @@ class LaneReader:
         target = "waiting" if outcome is None else "dead" if outcome.ending is Ending.DEAD else ""
         names = [] if outcome is None else [outcome, TRIMMED] if kind.trimmed else [outcome]
         file.write(self.db, SETTLE[table], (kind.site, target, outcome, msgspec.json.encode(names).decode(), batch))
+
+
+def _kind(settlement: Settlement) -> _Kind:
+    (ticket, hit, _), verdict = settlement
+    if isinstance(verdict, Retry):
+        return _Kind(ticket.waiting, hit.site, None, False)
+    return _Kind(ticket.waiting, hit.site, verdict.outcome, verdict.trimmed)
+
+
+def _row(settlement: Settlement, now_ms: int) -> tuple[int, int, int, str]:
+    """id, attempts, due or died at, answer: what SETTLING and POSTPONE read."""
+    (ticket, _, attempt), verdict = settlement
+    if isinstance(verdict, Retry):
+        return ticket.id, attempt if verdict.counted else attempt - 1, verdict.due_ms, ""
+    return ticket.id, attempt, now_ms, verdict.answer
 
 
 def _read(blob: bytes) -> Hit:
