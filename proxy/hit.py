@@ -9,6 +9,9 @@ import msgspec
 KINDS = ("e", "s", "a")
 """The three calls of the beacon API: record an event, set properties, alias two identities."""
 
+BATCH = "b"
+"""The call of this proxy that brings several of the three at once; no Hit is of this kind."""
+
 MAX_BEACON_BYTES = 61_440
 """60 KiB, query and body together; a larger beacon is dropped (`too_large`). The largest real one is a few KB."""
 

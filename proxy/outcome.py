@@ -38,6 +38,8 @@ class Outcome(StrEnum):
     )
     TOO_LARGE = "too_large", Ending.DROPPED, "Query and body together are over 60 KiB."
     TOO_MANY = "too_many_parameters", Ending.DROPPED, "More than 1,000 parameters."
+    NO_BEACON = "no_beacon", Ending.DROPPED, "A line of a batch that is no beacon."
+    TOO_MANY_BEACONS = "too_many_beacons", Ending.DROPPED, "A batch of more than 100 beacons; it counts once."
     GPC = "gpc", Ending.DROPPED, "The browser sends the opt-out signal `Sec-GPC` (setting `honour_gpc`)."
     DNT = "dnt", Ending.DROPPED, "The browser sends `DNT: 1` (setting `honour_dnt`)."
     OPT_OUT = "opt_out", Ending.DROPPED, "The visitor has the opt-out cookie (setting `opt_out_cookie`)."

@@ -13,7 +13,7 @@ def describe(settings: Settings) -> str:
     forwarder = settings.forwarder()
     look_at(settings.spool_config())
     try_out(forwarder)
-    base = f"http://{settings.host}:{settings.port}{settings.prefix}"
+    base = f"http://{settings.host}:{settings.port}{settings.prefix[0]}"
     lines = [
         f"Beacons are taken at {base}/e, /s and /a; collector processes: {settings.workers}.",
         _durability(settings),

@@ -62,7 +62,7 @@ def serve(
     supervisor = Supervisor(loaded, load)
     log.info(
         "listening",
-        url=supervisor.url + loaded.prefix,
+        url=supervisor.url + loaded.prefix[0],
         admin=supervisor.admin_url,
         spool=loaded.spool,
         durability=loaded.durability,

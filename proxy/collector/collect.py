@@ -9,14 +9,15 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from proxy.collector.address import TrustedProxies, forwarded_chain, truncated
+from proxy.collector.aliases import Aliases
 from proxy.collector.config import CollectorConfig, SiteRules
 from proxy.collector.consent import objection
-from proxy.collector.identity import cookie_maker, from_cookies, new_identity, says_person
+from proxy.collector.identity import ANONYMOUS, RENEWABLE, cookie_maker, cookie_value, from_cookies, new_identity, says_person
 from proxy.collector.limit import AddressLimit
 from proxy.collector.origins import AllowedOrigins
 from proxy.collector.redact import Redaction
 from proxy.collector.stamp import FARTHEST_MS, STAMP, Stamp, read_stamp
-from proxy.hit import DEFAULT_SITE, KINDS, MAX_BEACON_BYTES, Hit
+from proxy.hit import BATCH, DEFAULT_SITE, KINDS, MAX_BEACON_BYTES, Hit
 from proxy.outcome import Outcome
 
 MAX_REFERER, MAX_USER_AGENT, MAX_LANGUAGE, MAX_HOST, MAX_HINTS = 4096, 1024, 256, 255, 1024
@@ -52,8 +53,13 @@ class Collector:
     gives the same; of a stamped request, its time and a new identity too."""
 
     def __init__(self, config: CollectorConfig) -> None:
-        self.paths: dict[str, str] = {f"{config.prefix}/{kind}": kind for kind in KINDS}
-        """Public path → kind."""
+        self.paths: dict[str, str] = {
+            f"{prefix}/{name}": call
+            for prefix in config.prefixes
+            for call in (*KINDS, BATCH)
+            for name in (call, *config.endpoints.get(call, ()))
+        }
+        """Public path → kind, or BATCH."""
         self._hosts = config.hosts
         names = {DEFAULT_SITE, *config.hosts.values()}
         self._sites = {name: self._ready(name, config.sites.get(name, SiteRules()), config) for name in names}
@@ -65,13 +71,25 @@ class Collector:
         self._cookies = {site.domain: cookie_maker(site.domain, config.cookie_http_only) for site in self._sites.values()}
         self._addresses = config.addresses
         self._traces = config.traces
+        self._aliases = Aliases(config.parameters)
         self._redaction = Redaction(config.redact, config.mask_personal)
         self._limit = AddressLimit(config.rate_limit) if config.rate_limit else None
 
     def collect(
-        self, kind: str, query: bytes, body: bytes, headers: Headers, peer: str, now_ms: int, https: bool = False
+        self,
+        kind: str,
+        query: bytes,
+        body: bytes,
+        headers: Headers,
+        peer: str,
+        now_ms: int,
+        https: bool = False,
+        *,
+        page: bytes = b"",
+        identity: str = "",
     ) -> Collected:
-        """`peer` is the socket's address, "" for a Unix socket; `https`: the connection itself is."""
+        """`peer` is the socket's address, "" for a Unix socket; `https`: the connection itself is. `page`: the page that the
+        beacon comes from, where it is not the Referer; `identity`: the one that this request was just given."""
         get = headers.get
         host = get(b"host", b"").decode("latin-1")
         site = self._site(host)
@@ -80,20 +98,23 @@ class Collector:
         refusal = self._refusal(query, body, headers, site)
         if refusal is not None:
             return Collected(site.name, refusal)
+        if self._aliases.active:
+            query, body = self._aliases.query(query), self._aliases.query(body)
         address = self._client(headers, peer)
         if self._limit is not None and self._limit.exceeded(address, now_ms):
             return Collected(site.name, Outcome.RATE_LIMITED)
         stamp = self._stamp(headers[STAMP], peer, now_ms) if STAMP in headers else None
-        identity, cookie = "", b""
-        if self._identity and not says_person(query, body):
+        cookie = b""
+        if not self._identity or says_person(query, body):
+            identity = ""
+        elif not identity:
             identity = from_cookies(get(b"cookie", b""))
             if not identity and kind != "a":
                 identity = stamp.identity() if stamp is not None else new_identity()
-                secure = https or (b"x-forwarded-proto" in headers and self._https(headers, peer))
-                cookie = self._cookies[site.domain](identity, secure)
+                cookie = self._cookies[site.domain](identity, self._secure(headers, peer, https))
         if self._addresses != "keep":
             address = truncated(address) if self._addresses == "truncate" else ""
-        referer = get(b"referer", b"").decode("latin-1")
+        referer = (page or get(b"referer", b"")).decode("latin-1")
         if self._redaction.active:
             query, body, referer = self._redaction.query(query), self._redaction.query(body), self._redaction.url(referer)
         hints = get(b"sec-ch-ua")
@@ -116,6 +137,21 @@ class Collector:
             ),
             cookie,
         )
+
+    def site_name(self, headers: Headers) -> str | None:
+        """The site whose host the request names; None if there is none."""
+        site = self._site(headers.get(b"host", b"").decode("latin-1"))
+        return site.name if site is not None else None
+
+    def renewed(self, site: str, headers: Headers, peer: str, https: bool) -> bytes:
+        """A Set-Cookie value that lets the visitor's anonymous identity last; b"" if the request brings none.
+
+        Browsers keep a cookie that a script has set for a week only (WebKit's tracking prevention), one from a server longer.
+        """
+        value = cookie_value(headers.get(b"cookie", b""), ANONYMOUS) if self._identity else None
+        if value is None or not RENEWABLE.fullmatch(value):
+            return b""
+        return self._cookies[self._sites[site].domain](value.decode("ascii"), self._secure(headers, peer, https))
 
     def allowed_origin(self, headers: Headers) -> bytes:
         """What to answer in Access-Control-Allow-Origin: the origin itself if the site's list has it, "*" where there is no list
@@ -146,7 +182,10 @@ class Collector:
             return self._proxies.client(peer, forwarded_chain(forwarded.decode("latin-1")))
         return peer
 
-    def _https(self, headers: Headers, peer: str) -> bool:
+    def _secure(self, headers: Headers, peer: str, https: bool) -> bool:
+        """Whether the visitor's connection is https: this one, or by the word of a trusted proxy."""
+        if https or b"x-forwarded-proto" not in headers:
+            return https
         return self._proxies.trusts(peer) and headers[b"x-forwarded-proto"].split(b",")[-1].strip().lower() == b"https"
 
     def _stamp(self, value: bytes, peer: str, now_ms: int) -> Stamp | None:

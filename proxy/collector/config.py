@@ -14,6 +14,17 @@ class ConsentRules(msgspec.Struct, frozen=True):
     consent_cookie: str = ""
 
 
+class ScriptRules(msgspec.Struct, frozen=True):
+    """The browser script: where it is served, and what it does."""
+
+    names: tuple[str, ...] = ()
+    """File names under the prefixes, without ".js"; none: no script is served."""
+    events: tuple[str, ...] = ()
+    """What it records unasked: "visited_site", "page_view", "search_engine", "ad_campaign"."""
+    beside_vendor: bool = False
+    """Whether the vendor's script is on the page as well and shares the queue."""
+
+
 class SiteRules(msgspec.Struct, frozen=True):
     """What differs from site to site."""
 
@@ -25,8 +36,13 @@ class CollectorConfig(msgspec.Struct, frozen=True):
     """The collector's part of the settings."""
 
     spool: SpoolConfig
-    prefix: str = ""
-    """Path before /e, /s and /a: "" or "/x/y"."""
+    prefixes: tuple[str, ...] = ("",)
+    """Paths before /e, /s, /a and /b: "" or "/x/y"; the first is the current one."""
+    endpoints: dict[str, tuple[str, ...]] = {}
+    """"e", "s", "a" or "b" → its other names under the prefixes, the current one first."""
+    parameters: dict[str, tuple[str, ...]] = {}
+    """A parameter's name → its other names in requests, the current one first; "*" → marks before names in base64url."""
+    script: ScriptRules = ScriptRules()
     hosts: dict[str, str] = {}
     """Host name, or "*.example.com" for every name below it → site. Lower case."""
     default_site: bool = True

@@ -12,6 +12,9 @@ KNOWN, ANONYMOUS = b"km_ni", b"km_ai"
 MAX_AGE_S = 400 * 86_400
 """The longest that browsers keep a cookie (RFC 6265bis)."""
 
+RENEWABLE = re.compile(rb"[A-Za-z0-9%._~+/=-]{1,1024}")
+"""A cookie's value that may be set again as it came."""
+
 _PERSON = re.compile(rb"(?:^|&)(?:_|%5[fF])(?:p|%70)=[^&]")
 
 

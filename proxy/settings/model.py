@@ -5,13 +5,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
-from proxy.collector.config import CollectorConfig, ConsentRules, SiteRules
+from proxy.collector.config import CollectorConfig, ConsentRules, ScriptRules, SiteRules
 from proxy.delivery import Policy
 from proxy.enrich.config import DEFAULT as DEFAULT_ENRICHERS
 from proxy.enrich.config import EnrichConfig
 from proxy.forward.config import ForwarderConfig, Site
 from proxy.hit import DEFAULT_SITE
-from proxy.settings import values
+from proxy.settings import paths, values
 from proxy.settings.names import SettingsError, missing
 from proxy.spool.port import SpoolConfig
 
@@ -51,7 +51,27 @@ class Settings(BaseModel):
     max_bytes: Annotated[int, BeforeValidator(values.size), Field(ge=1024 * 1024)] = Field(
         10 * 1024**3, description="Size of the spool at which new beacons are refused (503). `10GiB` and the like are understood."
     )
-    prefix: Annotated[str, BeforeValidator(values.prefix)] = Field("", description="Path before `/e`, `/s` and `/a`.")
+    prefix: Annotated[list[str], BeforeValidator(paths.prefixes)] = Field(
+        [""],
+        description="Path before `/e`, `/s`, `/a` and `/b`; of several all are taken, the first is for new pages.",
+    )
+    script: Annotated[list[str], BeforeValidator(paths.path_names)] = Field(
+        [], description="Name of the browser script, `{prefix}/NAME.js`, or several. None: no script is served."
+    )
+    script_events: Annotated[list[str], BeforeValidator(values.script_events)] = Field(
+        ["visited_site", "search_engine", "ad_campaign"], description="What the script records unasked; see docs/script.md."
+    )
+    script_beside_vendor: bool = Field(
+        False, description="The vendor's own script is on the page as well and shares the queue `_kmq`: for comparing counts."
+    )
+    endpoints: Annotated[dict[Literal["e", "s", "a", "b"], list[str]], BeforeValidator(paths.endpoints)] = Field(
+        {}, description="`[endpoints]`: other names for `e`, `s`, `a` and `b` under the prefix, which stay good themselves."
+    )
+    parameters: Annotated[dict[str, list[str]], BeforeValidator(paths.parameters)] = Field(
+        {},
+        description='`[parameters]`: other names in requests for `_p`, `_n`, `_t`, `_d` and properties; `"*"`: a mark before '
+        "any property's name in base64url. See docs/paths.md.",
+    )
     host: str = Field("127.0.0.1", min_length=1, description="Address the public listener binds to.")
     port: int = Field(8000, ge=0, le=65535, description="Port of the public listener; 0 takes a free one.")
     admin_host: str = Field("127.0.0.1", min_length=1, description="Address the admin listener binds to.")
@@ -170,7 +190,10 @@ class Settings(BaseModel):
         """The collector's part: without any key."""
         return CollectorConfig(
             spool=self.spool_config(),
-            prefix=self.prefix,
+            prefixes=tuple(self.prefix),
+            endpoints={kind: tuple(names) for kind, names in self.endpoints.items()},
+            parameters={name: tuple(names) for name, names in self.parameters.items()},
+            script=ScriptRules(tuple(self.script), tuple(self.script_events), self.script_beside_vendor),
             hosts={host: name for name, site in self.sites.items() for host in site.hosts},
             default_site=not self.sites or self.api_key is not None or self.api_key_file is not None,
             sites={

@@ -16,6 +16,14 @@ PRESETS = {
 }
 
 
+def listed_values(value: object) -> list[object]:
+    """One value or several, as a list; text may be comma-separated. Raises ValueError."""
+    found = _comma_separated(value)
+    if not isinstance(found, list):
+        raise ValueError("expected a value or a list of them")
+    return found
+
+
 def _comma_separated(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
@@ -49,17 +57,6 @@ def address_property(value: object) -> object:
     if isinstance(value, str) and value and (len(value) > 255 or not value.isprintable() or reserved_name(value)):
         raise ValueError("expected a property name such as _ip, other than the API's own _k, _p, _n, _t and _d")
     return value
-
-
-def prefix(value: object) -> object:
-    if not isinstance(value, str):
-        raise ValueError('expected a path such as "/x7/y"')
-    value = value.strip("/")
-    if not value:
-        return ""
-    if not re.fullmatch(r"[A-Za-z0-9._~-]+(/[A-Za-z0-9._~-]+)*", value) or ".." in value:
-        raise ValueError('expected a path of letters, digits, "-", "_", ".", "~" and "/", such as "/x7/y"')
-    return "/" + value
 
 
 def spool(value: object) -> object:
@@ -162,6 +159,17 @@ def patterns(value: object) -> object:
     for name in names:
         if reserved_name(name):
             raise ValueError(f"{name!r} is the API's own: without it there is no beacon; expected names of properties")
+    return names
+
+
+SCRIPT_EVENTS = ("visited_site", "page_view", "search_engine", "ad_campaign")
+
+
+def script_events(value: object) -> object:
+    names = listed_values(value)
+    for name in names:
+        if name not in SCRIPT_EVENTS:
+            raise ValueError(f"{name!r} is none that the script records; expected {', '.join(SCRIPT_EVENTS)}")
     return names
 
 

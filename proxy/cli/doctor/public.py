@@ -26,7 +26,7 @@ def look(installation: Installation) -> Iterator[Finding]:
         installation.outside = "the public address does not answer, see there"
         yield unreachable(url, error)
         return
-    answered = answer(url, asked, installation.settings.prefix)
+    answered = answer(url, asked, " or ".join(filter(None, installation.settings.prefix)))
     if answered is not None:
         installation.outside = "the public address does not answer as ours, see there"
         yield answered

@@ -1,0 +1,3 @@
+(function (settings) {
+  /* __VERSION__ */
+})(__SETTINGS__);

@@ -1,0 +1,83 @@
+"""What a path and a parameter may be called. What filter lists are known to match is refused here, with the reason."""
+
+import re
+
+from proxy.beacon import plain_name, reserved_name
+from proxy.collector.aliases import ANY
+from proxy.hit import BATCH, KINDS
+from proxy.settings.listed import why_listed
+from proxy.settings.values import listed_values
+
+CALLS = (*KINDS, BATCH)
+_SEGMENT = r"[A-Za-z0-9._~-]+"
+_PATH = 'expected a path of letters, digits, "-", "_", ".", "~" and "/", such as "/amber-fjord"'
+
+
+def prefixes(value: object) -> object:
+    """One path or several → ["/x/y", …]; "" or "/" is none. Raises ValueError."""
+    found = []
+    for path in listed_values(value) or [""]:
+        if not isinstance(path, str):
+            raise ValueError(_PATH)
+        path = path.strip("/")
+        if path and (not re.fullmatch(f"{_SEGMENT}(/{_SEGMENT})*", path) or ".." in path):
+            raise ValueError(_PATH)
+        if reason := why_listed(f"/{path}/"):
+            raise ValueError(f"{path!r}: {reason}; expected a neutral path such as /amber-fjord")
+        found.append("/" + path if path else "")
+    return _each_once(found)
+
+
+def path_names(value: object) -> object:
+    """One name or several of the last part of a path. Raises ValueError."""
+    found: list[str] = []
+    for name in listed_values(value):
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_~-]{1,64}", name):
+            raise ValueError(f'{name!r} is no name; expected letters, digits, "-", "_" and "~", such as "willow"')
+        for shape in (f"/{name}", f"/{name}.js"):
+            if reason := why_listed(shape):
+                raise ValueError(f"{name!r}: {reason}; expected a neutral name such as willow")
+        found.append(name)
+    return _each_once(found)
+
+
+def endpoints(value: object) -> object:
+    """{"e": name or names, …}; every name for one call only. Raises ValueError."""
+    if not isinstance(value, dict):
+        raise ValueError('expected a table: [endpoints] with lines such as e = "lark"')
+    found = {call: path_names(names) for call, names in value.items()}
+    taken = {call: call for call in CALLS}
+    for call, names in found.items():
+        for name in names if isinstance(names, list) else ():
+            if taken.setdefault(name, call) != call:
+                raise ValueError(f"{name!r} stands for {taken[name]!r} already; expected another name for {call!r}")
+    return found
+
+
+def parameters(value: object) -> object:
+    """{name: alias or aliases, …}; every alias for one name only. Raises ValueError."""
+    if not isinstance(value, dict):
+        raise ValueError('expected a table: [parameters] with lines such as _n = "v"')
+    found = {name: listed_values(aliases) for name, aliases in value.items()}
+    taken: dict[str, str] = {}
+    for name, aliases in found.items():
+        if name == "_k" or (name != ANY and reserved_name(name) not in (None, name)) or not plain_name(name + "x"):
+            raise ValueError(f'{name!r} cannot have another name; expected _p, _n, _t, _d, a property\'s name, or "*"')
+        for alias in aliases:
+            if (
+                not isinstance(alias, str)
+                or not re.fullmatch(r"[A-Za-z0-9.~-][A-Za-z0-9._~-]{0,63}", alias)
+                or reserved_name(alias)
+            ):
+                raise ValueError(f'{alias!r}: expected letters, digits, "-", "_", ".", "~", not beginning with "_"')
+            if taken.setdefault(alias, name) != name or alias in found:
+                raise ValueError(f"{alias!r} stands for {taken[alias]!r} already; expected another name for {name!r}")
+    marks = [str(mark) for mark in found.get(ANY, [])]
+    for alias, name in taken.items():
+        if name != ANY and any(alias.startswith(mark) for mark in marks):
+            raise ValueError(f"{alias!r} begins like the mark of any name; expected another for {name!r}")
+    return found
+
+
+def _each_once(names: list[str]) -> list[str]:
+    return list(dict.fromkeys(names))
