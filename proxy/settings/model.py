@@ -55,7 +55,7 @@ class Settings(BaseModel):
         [""],
         description="Path before `/e`, `/s`, `/a` and `/b`; of several all are taken, the first is for new pages.",
     )
-    script: Annotated[list[str], BeforeValidator(paths.path_names)] = Field(
+    script: Annotated[list[str], BeforeValidator(paths.script_names)] = Field(
         [], description="Name of the browser script, `{prefix}/NAME.js`, or several. None: no script is served."
     )
     script_events: Annotated[list[str], BeforeValidator(values.script_events)] = Field(
@@ -168,6 +168,11 @@ class Settings(BaseModel):
     def _listeners_differ(self) -> Self:
         if self.port and self.port == self.admin_port and self.host == self.admin_host:
             raise ValueError(f"port, admin_port: found {self.port} for both; expected the admin listener on a port of its own")
+        return self
+
+    @model_validator(mode="after")
+    def _root_is_free_of_listed_names(self) -> Self:
+        paths.at_root(self.prefix, self.script, self.endpoints.items())
         return self
 
     @model_validator(mode="after")
