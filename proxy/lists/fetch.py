@@ -69,6 +69,8 @@ class Cache:
         list_s: float = LIST_S,
     ) -> None:
         self._directory, self._sources, self._now_s, self._list_s = directory, tuple(sources), now_s, list_s
+        self._away: set[str] = set()
+        """Hosts that cannot be reached: nobody waits for them twice."""
 
     def lists(
         self, *, refresh: bool = False, offline: bool = False, progress: Callable[[str, int], None] = lambda name, of: None
@@ -132,6 +134,9 @@ class Cache:
         if known is not None and known.modified:
             headers["if-modified-since"] = known.modified
         deadline = time.monotonic() + self._list_s
+        host = httpx.URL(source.url).netloc.decode("ascii")
+        if host in self._away:
+            raise _Failed(f"{host} cannot be reached")
         try:
             with client.stream("GET", source.url, headers=headers) as answer:
                 told = _Known(
@@ -146,13 +151,16 @@ class Cache:
                     raise _Failed(f"answered {answer.status_code}")
                 parts: list[bytes] = []
                 size = 0
-                for part in answer.iter_bytes(65_536):
+                for part in answer.iter_bytes():
                     parts.append(part)
                     size += len(part)
                     if size > MAX_BYTES:
                         raise _Failed(f"has more than {MAX_BYTES:,} bytes")
                     if time.monotonic() > deadline:
                         raise _Failed(f"took more than {self._list_s:g} s")
+        except (httpx.ConnectError, httpx.ConnectTimeout):
+            self._away.add(host)
+            raise _Failed(f"{host} cannot be reached") from None
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise _Failed(f"cannot be fetched ({type(error).__name__})") from None
         text = b"".join(parts).decode("utf-8", "replace")

@@ -57,7 +57,7 @@ script = "{names.script}"        # the browser script: {names.prefix}/{names.scr
 
 def write(path: Path, content: str, *, over: bool) -> None:
     """Whole or not at all; an existing file only with `over`. Raises CannotWrite."""
-    new = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    new = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -65,10 +65,9 @@ def write(path: Path, content: str, *, over: bool) -> None:
             opened.write(content)
             opened.flush()
             os.fsync(opened.fileno())
-        if over:
-            new.replace(path)
-        else:
-            os.link(new, path)
+        if not over:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE))  # taken, so that nobody else's is replaced
+        new.replace(path)
     except FileExistsError:
         raise CannotWrite(
             f"{path}: there is such a file already, and its names stand in pages; expected a new one. Name another, or let "

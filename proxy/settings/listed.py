@@ -10,15 +10,15 @@ _SEGMENTS = frozenset(
     "adverts adserve adbanners bannerads banner-ads webads webcounter hitcounter piwik matomo snowplow prebid opentag onetag "
     "event-tracking eventtracking partner-analytics frontend-metrics rum-collector stats-collector accesstracking".split()
 )
-_BANNER = re.compile(r"468x[68]0|728x90|480x60")
-_ROOT = re.compile(r"/(ads?/|adv/|hits?([-_]|counter|/))")
+_BANNER = re.compile(r"468x60|728x90|480x60")
+_ROOT = re.compile(r"/(ads?/|adv/|hit)")
 
 _ENDPOINTS = frozenset(
     "trackpageview track_pageview track_page_view trackvisit track_visit trackpixel track_pixel trackstats pagestat pagetag "
     "logevent event-log tracking_pixel pixel_tracking email-pixel clicktrack impressions stats-collect record-stats recordhit "
     "pingback omniture comscore csi_204 gen_204".split()
 )
-_ROOT_ENDPOINTS = frozenset("count counter hit hits hitcounter clk".split())
+_ROOT_ENDPOINTS = re.compile(r"count|counter|clk|hit.*")
 
 _SCRIPTS = frozenset(
     "beacon kissmetrics piwik matomo umami plausible snowplow segmentio newrelic rrweb prebid gtm gtag gpt ga1 cnt fbpixel "
@@ -49,7 +49,7 @@ def why_endpoint(name: str, root: bool = False) -> str:
         return "filter lists block GIFs with a short or telling name and a query (/e.gif?, /pixel.gif?)"
     if name in _ENDPOINTS or name.endswith("_beacon"):
         return f"filter lists block /{name}?"
-    return f"filter lists block /{name}? at the root of a host" if root and name in _ROOT_ENDPOINTS else ""
+    return f"filter lists block /{name}? at the root of a host" if root and _ROOT_ENDPOINTS.fullmatch(name) else ""
 
 
 def why_script(name: str, root: bool = False) -> str:
