@@ -128,37 +128,46 @@ def test_every_word_passes_wherever_it_may_stand(where: str) -> None:
 # What settings refuse
 
 
-def test_what_settings_refuse_is_really_blocked() -> None:
-    """As a prefix, an endpoint or a script, exactly as it would be served; and the reason names what it is."""
-    lists = real()
+ENDPOINT, SCRIPT = {"image", "ping", "xhr"}, {"script"}
+"""How browsers ask for which."""
+
+
+def blocked_as(target: str) -> set[str]:
+    """The types as which real lists block it, with a query that clients send, or without."""
     queries = ("", "?_n=Viewed&_p=x&Product=Tea", "?_p=x&_n=Viewed")
+    return {kind for query in queries for _, kind in real().blocking(target + query)}
 
-    def blocked(path: str) -> bool:
-        return any(not lists.passes(path + query) for query in queries)
 
+def test_what_settings_refuse_is_really_blocked() -> None:
+    """As a prefix, an endpoint or a script, exactly as it would be served and asked for."""
     for path in (*listed._SEGMENTS, "468x60", "728x90", "480x60", "x-728x90", "468x60-y", "ad", "ads", "adv", "hitch"):
         assert listed.why_prefix(path), path
-        assert blocked(f"/{path}/e"), path
+        assert blocked_as(f"/{path}/e") & ENDPOINT, path
     for path in listed._SEGMENTS:
-        assert blocked(f"/shop/{path}/x/e"), path
+        assert blocked_as(f"/shop/{path}/x/e") & ENDPOINT, path
+    for path in listed._SCRIPT_SEGMENTS:
+        assert (listed.why_prefix(path), listed.why_prefix(path, script=True) != "") == ("", True), path
+        assert blocked_as(f"/{path}/willow.js") & SCRIPT, path
+        assert not blocked_as(f"/{path}/e") & ENDPOINT, path
     for name in (*listed._ENDPOINTS, "my_beacon", "log_beacon", "e.gif", "pixel.gif"):
         assert listed.why_endpoint(name), name
-        assert blocked(f"/x7/{name}"), name
+        assert blocked_as(f"/x7/{name}") & ENDPOINT, name
     for name in ("count", "counter", "clk", "hit", "hits", "hitlist"):
-        assert listed.why_endpoint(name, root=True), name
-        assert not listed.why_endpoint(name), name
-        assert blocked(f"/{name}"), name
+        assert (listed.why_endpoint(name), listed.why_endpoint(name, root=True) != "") == ("", True), name
+        assert blocked_as(f"/{name}") & ENDPOINT, name
+        assert not blocked_as(f"/x7/{name}") & ENDPOINT, name
     for name in listed._SCRIPTS:
-        assert not lists.passes(f"/x7/{name}.js"), name
-    assert not lists.passes("/b.js")
+        assert blocked_as(f"/x7/{name}.js") & SCRIPT, name
+    assert (listed.why_script("b"), blocked_as("/x7/b.js")) == ("", set())
+    assert blocked_as("/b.js") & SCRIPT
 
 
 def test_what_settings_let_pass_though_it_looks_bad_passes_the_lists(tmp_path: Path) -> None:
     """Nobody is refused a name for how it sounds."""
-    lists = real()
     for toml in FINE:
         (tmp_path / "c.toml").write_text(toml)
-        assert not lists.run(load(tmp_path / "c.toml", {}).collector(), [VENDOR]).blocked, toml
+        for blocked in real().run(load(tmp_path / "c.toml", {}).collector(), [VENDOR]).blocked:
+            assert not set(blocked.types) & (SCRIPT if blocked.setting == "script" else ENDPOINT), (toml, blocked)
 
 
 # The trial

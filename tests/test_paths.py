@@ -73,7 +73,8 @@ def test_other_names_of_parameters_and_the_mark_are_mapped_back(tmp_path: Path) 
     [
         ('prefix = "a b"', "prefix", "path of letters"),
         ('prefix = "a/../b"', "prefix", "path of letters"),
-        ('prefix = "shop/Matomo"', "prefix", "everything below /matomo/"),
+        ('prefix = "shop/Piwik"', "prefix", "what is below /piwik/"),
+        ('prefix = "matomo"\nscript = "willow"', "prefix", "scripts below /matomo/"),
         ('prefix = "x-468x60"', "prefix", "sizes of banners"),
         ('prefix = "hit"', "prefix", "at the beginning of a path"),
         ('prefix = ["/fine", "adv/x"]', "prefix", "at the beginning of a path"),
@@ -105,7 +106,7 @@ def test_a_name_that_cannot_be_is_refused_with_the_reason(tmp_path: Path, toml: 
 
 
 FINE = [
-    'prefix = ["/x7", "/t", "/b", "/track", "/beacon", "/analytics", "/kissmetrics", "/shop/hit", "/x/ads", "/x.gif"]',
+    'prefix = ["/x7", "/t", "/b", "/track", "/beacon", "/analytics", "/kissmetrics", "/shop/hit", "/x/ads", "/x.gif", "/matomo"]',
     'prefix = "x7"\nscript = ["b", "analytics", "tracker", "willow"]',
     'script = ["km", "k"]',
     '[endpoints]\ne = ["track", "beacon", "stats", "t"]',

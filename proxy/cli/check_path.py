@@ -7,13 +7,15 @@ from pathlib import Path
 
 import msgspec
 
+from proxy.hit import Hit
 from proxy.lists import files, seen
 from proxy.lists.engine import FilterList
 from proxy.lists.fetch import Cache, Listing, cache_directory
 from proxy.lists.sources import OFFICIAL
 from proxy.lists.trial import Report, Trial, hosts_of
 from proxy.settings import Settings
-from proxy.spool import some_hits
+from proxy.spool import begun, look_into, some_hits
+from proxy.spool.port import SpoolConfig, SpoolError
 
 MOST_HITS = 5000
 """Of the spool that are looked through for what pages send."""
@@ -28,7 +30,7 @@ def run(settings: Settings, places: Sequence[Path], hosts: Sequence[str], refres
             print(f"beacon-proxy: {listing.note}", file=sys.stderr)
     lists = [FilterList(listing.name, listing.text) for listing in listings if listing.text]
     config = settings.collector()
-    hits = some_hits(config.spool, MOST_HITS)
+    hits = _hits(config.spool)
     upstreams = [settings.upstream, *(site.upstream for site in settings.sites.values() if site.upstream)]
     report = Trial(lists, hosts_of(config, hosts)).run(config, upstreams, seen.queries(hits))
     print(msgspec.json.encode(report).decode("utf-8") if as_json else _words(report, len(hits)))
@@ -39,6 +41,17 @@ def run(settings: Settings, places: Sequence[Path], hosts: Sequence[str], refres
             file=sys.stderr,
         )
     return 1 if report.blocked else 0
+
+
+def _hits(spool: SpoolConfig) -> list[Hit]:
+    """Of the spool, if there is one that this user may look into: the check goes on without."""
+    try:
+        if begun(spool):
+            look_into(spool)
+        return some_hits(spool, MOST_HITS)
+    except SpoolError as error:
+        print(f"beacon-proxy: {error}; until then parameters are the typical ones alone", file=sys.stderr)
+        return []
 
 
 def _official(refresh: bool, offline: bool, quiet: bool) -> list[Listing]:

@@ -8,8 +8,8 @@ from proxy.lists.addresses import PAIRS
 
 MOST = 300
 """Sets of names that are checked."""
-MOST_CHARACTERS = 2000
-"""Of a query; a browser's filters look at no more of an address than that with any effect."""
+MOST_CHARACTERS, MOST_PARAMETERS = 2000, 50
+"""Of a query: what a page sends by an address fits, and nobody's flood makes the check long."""
 
 
 def queries(hits: Iterable[Hit]) -> dict[str, tuple[PAIRS, ...]]:
@@ -18,6 +18,7 @@ def queries(hits: Iterable[Hit]) -> dict[str, tuple[PAIRS, ...]]:
     for hit in hits:
         pairs = tuple(parse_qsl(hit.query[:MOST_CHARACTERS].decode("latin-1"), keep_blank_values=True, encoding="utf-8"))
         if pairs and len(found) < MOST:
+            pairs = pairs[:MOST_PARAMETERS]
             found.setdefault((hit.kind, tuple(name for name, _ in pairs)), pairs)
     by_call: dict[str, tuple[PAIRS, ...]] = {}
     for (call, _), pairs in found.items():

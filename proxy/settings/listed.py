@@ -7,9 +7,10 @@ against the lists. What else a list may match is for `beacon-proxy check-path` t
 import re
 
 _SEGMENTS = frozenset(
-    "adverts adserve adbanners bannerads banner-ads webads webcounter hitcounter piwik matomo snowplow prebid opentag onetag "
+    "adverts adbanners bannerads banner-ads webads webcounter hitcounter piwik opentag onetag "
     "event-tracking eventtracking partner-analytics frontend-metrics rum-collector stats-collector accesstracking".split()
 )
+_SCRIPT_SEGMENTS = frozenset("matomo snowplow prebid adserve".split())
 _BANNER = re.compile(r"468x60|728x90|480x60")
 _ROOT = re.compile(r"/(ads?/|adv/|hit)")
 
@@ -24,17 +25,20 @@ _SCRIPTS = frozenset(
     "beacon kissmetrics piwik matomo umami plausible snowplow segmentio newrelic rrweb prebid gtm gtag gpt ga1 cnt fbpixel "
     "fingerprint pageview pagetracker trackjs trackit trackevent track-event trackpageview web-analytics googleanalytics "
     "event-tracking eventtracking eventtracker click-tracking pixel-tracking stats-tracking perfmetrics webstats statcounter "
-    "hitcounter hitcount advert adverts adserver admanager events-collector".split()
+    "hitcounter hitcount adserver admanager events-collector".split()
 )
 _ROOT_SCRIPTS = frozenset({"b"})
 
 
-def why_prefix(path: str) -> str:
-    """Why every address below `/path/` is blocked; "" if nothing is known to block it. `path` without the outer slashes."""
+def why_prefix(path: str, script: bool = False) -> str:
+    """Why what is below `/path/`, or with `script` a script there, is blocked; "" if nothing is known to block it. `path` without
+    the outer slashes."""
     path = path.lower()
     for segment in path.split("/"):
         if segment in _SEGMENTS:
-            return f"filter lists block everything below /{segment}/"
+            return f"filter lists block what is below /{segment}/"
+        if script and segment in _SCRIPT_SEGMENTS:
+            return f"filter lists block scripts below /{segment}/"
         if _BANNER.search(segment):
             return f"filter lists block the sizes of banners, such as {_BANNER.search(segment)[0]}"  # type: ignore[index]
     if found := _ROOT.match(f"/{path}/"):

@@ -171,8 +171,8 @@ class Settings(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _root_is_free_of_listed_names(self) -> Self:
-        paths.at_root(self.prefix, self.script, self.endpoints.items())
+    def _names_pass_together(self) -> Self:
+        paths.together(self.prefix, self.script, self.endpoints.items())
         return self
 
     @model_validator(mode="after")

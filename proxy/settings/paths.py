@@ -85,8 +85,11 @@ def parameters(value: object) -> object:
     return found
 
 
-def at_root(prefixes: Sequence[str], scripts: Sequence[str], endpoints: Iterable[tuple[str, Sequence[str]]]) -> None:
-    """What passes under a prefix may be blocked at the root of a host. Raises ValueError."""
+def together(prefixes: Sequence[str], scripts: Sequence[str], endpoints: Iterable[tuple[str, Sequence[str]]]) -> None:
+    """Names that pass alone may be blocked with another setting: at the root of a host, say. Raises ValueError."""
+    for path in prefixes if scripts else ():
+        if reason := why_prefix(path.strip("/"), script=True):
+            raise ValueError(f"prefix: found {path!r}, and a script; {reason}; expected a neutral path such as /amber-fjord")
     if "" not in prefixes:
         return
     named = [("script", name, why_script(name, root=True)) for name in scripts]
