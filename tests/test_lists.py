@@ -550,6 +550,7 @@ def test_snippet_prints_one_part_alone_or_all(command: Command, tmp_path: Path) 
     assert r"location ~ ^/old\.one/(e|lark|s|a|b|finch)$ {" in text
     assert "/x7" not in text
     _, text, _ = parts["html"]
+    assert '<script async src="/new-one/willow.js"></script>' in text
     assert '<script async src="/new-one/willow.js" integrity="sha384-' in text
     assert "_kms('/new-one/willow.js')" in text
     assert '<img src="/new-one/lark?moss4=Viewed%20Product&amp;Product=Teapot"' in text

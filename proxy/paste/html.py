@@ -40,7 +40,11 @@ def _script(config: CollectorConfig, site: str, base: str) -> str:
     integrity = script_of(config, site).integrity
     whose = "" if site == DEFAULT_SITE else f", site {site}"
     return f"""\
-<!-- The script{whose}. Its integrity changes with the settings and with each version: paste it anew then, or leave it out. -->
+<!-- The script{whose}; calls are pushed on _kmq, before or after it has loaded. -->
+<script async src="{address}"></script>
+
+<!-- The same, for pages that must check what they load (Subresource Integrity). The integrity changes with the settings and with
+     each version: a page that still has the old one then runs no script, and sends nothing. -->
 <script async src="{address}" integrity="{integrity}" crossorigin="anonymous"></script>
 
 <!-- Or, on a page that has the vendor's snippet: the same snippet without the key, and with this address in its last lines. -->
