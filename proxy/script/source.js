@@ -3,7 +3,8 @@
  * several at once; what cannot be handed over waits in localStorage. A line never changes: sent again from wherever, it is the
  * same to the byte, and the vendor counts it once.
  *
- * No exception may reach the page: all that the page or the browser calls goes through safe(). It must stay below 3 KiB (gzip).
+ * No exception may reach the page: all that the page or the browser calls goes through safe(). And every visitor loads every byte:
+ * a test has the limit.
  */
 ((S, w, d, nav) => {
   const script = d.currentScript;
@@ -63,12 +64,11 @@
     return identity(safe(decodeURIComponent)(value || "") || value);
   };
 
-  const write = (name, value, seconds, domain) =>
-    safe(() => {
-      d.cookie =
-        COOKIE + name + "=" + value + ";path=/;samesite=lax;max-age=" + seconds +
-        (domain ? ";domain=" + domain : "") + (location.protocol == "https:" ? ";secure" : "");
-    })();
+  const write = safe((name, value, seconds, domain) => {
+    d.cookie =
+      COOKIE + name + "=" + value + ";path=/;samesite=lax;max-age=" + seconds +
+      (domain ? ";domain=" + domain : "") + (location.protocol == "https:" ? ";secure" : "");
+  });
 
   const remember = (name, value, seconds) => {
     value = escaped(value);
@@ -117,8 +117,8 @@
   };
 
   const put = (entries) => {
-    while (entries.length > 100 || entries.join("\n").length > 6e4) entries.shift();
-    const text = entries.join("\n");
+    let text;
+    while ((text = entries.join("\n")).length > 6e4 || entries.length > 100) entries.shift();
     try {
       if (text) store[QUEUE] = text;
     } catch (_) {
@@ -140,12 +140,12 @@
     retrying = 0;
     if (!store[QUEUE]) return;
     const all = () => {
-      if (flying[0]) return retry(); // the same line may be among them
       const entries = take();
+      const copies = flying.map(entry); // they are under way, and will tell how they end
       if (objects()) return; // and it is forgotten
-      entries.forEach((entry) => {
-        const a = parseInt(entry);
-        if (now() - a < 3 * 86400) pending.push({ t: entry.slice(entry.indexOf(" ") + 1), a, f: nothing });
+      entries.forEach((text) => {
+        const [a, ...t] = text.split(" ");
+        if (!copies.includes(text) && now() - a < 3 * 86400) pending.push({ t: t.join(" "), a, f: nothing });
       });
       flush();
     };
@@ -340,7 +340,7 @@
       KM.record("Page View", { "Viewed URL": page(), Referrer: referrer() });
     },
   };
-  Object.keys(KM).forEach((name) => (KM[name] = safe(KM[name])));
+  for (const name in KM) KM[name] = safe(KM[name]);
 
   /* ---- The queue of the page. The vendor's script empties it and puts an object of its own in its place: each call is seen once,
    * wherever it comes by, and functions and callbacks are the vendor's to call. */
@@ -386,10 +386,10 @@
       if (/^km_./.test(key)) props[key.slice(3)] = value;
     });
     KM.record(query.get("kme"), props);
-    Object.keys(CAMPAIGN).forEach((key) => {
+    for (const key in CAMPAIGN) {
       const value = query.get("utm_" + key);
       if (value) hit = campaign["Campaign " + CAMPAIGN[key]] = value;
-    });
+    }
     if (hit && EVENTS.includes("ad_campaign")) KM.record("Ad Campaign Hit", campaign);
   };
 

@@ -12,7 +12,10 @@ const browser = {
   log: [],
   timers: [],
   broken: [], // "cookies", "storage", "full", "fetch", "keepalive"
-  navigator: { onLine: true },
+  navigator: {
+    onLine: true,
+    locks: { request: (name, f) => new Promise((done) => browser.timers.push({ at: browser.now, f: () => done(f({ name })) })) },
+  },
 };
 
 function advance(ms) {
