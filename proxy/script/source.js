@@ -102,6 +102,7 @@
 
   let pending = [];
   let flying = [];
+  let blocked; // fetch, though not images
   let leaving; // the page is going: what browsers then call failed has mostly been sent
 
   /* ---- The queue of what could not be handed over: lines of "SECONDS LINE", and nobody knows who else writes there */
@@ -195,7 +196,8 @@
     let end = images;
     items.forEach((item) => (item.s = Date.now()));
     flying = flying.concat(items);
-    if (ALIVE)
+    if (blocked) end = leaving ? failed : images;
+    else if (ALIVE)
       try {
         const answer = await fetch(BASE + S.b, {
           method: "POST",
@@ -205,6 +207,7 @@
         });
         end = SAME && answer.status != 200 ? failed : taken;
       } catch (_) {
+        await new Promise((later) => setTimeout(later)); // it may have been cut off by a page that goes, which is told only now
         if (leaving) end = landed;
         else if (!nav.onLine) end = failed;
       }
@@ -217,7 +220,10 @@
     items.forEach((item) => {
       const image = new Image(1, 1);
       item.s = 0; // does not outlive the page
-      on(image, "load", () => taken([item]));
+      on(image, "load", () => {
+        blocked = ALIVE;
+        taken([item]);
+      });
       on(image, "error", () => failed([item]));
       image.src = safe(address)(item.t);
     });
