@@ -562,6 +562,21 @@ def test_the_queue_has_a_limit_and_the_oldest_go_first() -> None:
     assert 50_000 < sum(len(line) + 1 for line in browser.queue) <= 60_001
 
 
+def test_tabs_take_the_queue_in_turn() -> None:
+    """What one tab has taken another may still see for a moment, and both would send it."""
+    browser = Browser()
+    browser.do("browser.answer = 503")
+    first = browser.open(["record", "x"]).lines
+    browser.do(
+        "(browser.answer = 200, browser.navigator.locks = {request: (_, f) => (browser.granted = f, new Promise(() => 0))}, 0)"
+    )
+    assert browser.open().lines == []
+    browser.do("(browser.granted(), 0)")
+    assert browser.lines == first
+    browser.do(f"(browser.stored._q1 = '{START} {first[0]}', delete browser.navigator.locks)")
+    assert browser.open().lines == first, "old browsers have no locks"
+
+
 def test_lines_older_than_three_days_are_not_sent() -> None:
     """Nobody expects them any more."""
     browser = Browser()
