@@ -1,3 +1,396 @@
-(function (settings) {
-  /* __VERSION__ */
-})(__SETTINGS__);
+/*! __VERSION__ */
+/* The browser's half: it takes the calls that pages push on `_kmq`, makes each into one line, and hands lines over to the proxy,
+ * several at once; what cannot be handed over waits in localStorage. A line never changes: sent again from wherever, it is the
+ * same to the byte, and the vendor counts it once.
+ *
+ * No exception may reach the page: all that the page or the browser calls goes through safe(). And every visitor loads every byte:
+ * a test has the limit. BESIDE is true in the one of two builds that is for pages with the vendor's own script beside this one.
+ */
+((S, w, d, nav) => {
+  const script = d.currentScript;
+  if (w._kmb || !script) return; // pages load it twice, for each of the vendor's two scripts
+  w._kmb = 1;
+
+  const safe = (f) => (...args) => {
+    try {
+      return f(...args);
+    } catch (_) {}
+  };
+
+  const BASE = script.src.replace(/[^/?]*(\?.*)?$/, "");
+  const SAME = BASE.startsWith(location.origin + "/");
+  const ALIVE = w.Request && "keepalive" in Request.prototype;
+  const COOKIE = BESIDE ? "kmb_" : "km_"; // beside the vendor's script neither may end the other's session
+  const QUEUE = "_q1"; // in localStorage, and the lock's name
+  const ALIASES = { __proto__: null, ...S.p };
+  const EVENTS = S.u || [];
+
+  const on = (target, type, f) => target.addEventListener(type, safe(f), true);
+  const now = () => (Date.now() / 1000) >>> 0;
+  const page = () => location.href.split("#")[0].slice(0, 2000);
+  const base64 = (binary) => btoa(binary).replace(/\+/g, "-").replace(/\//g, "_").replace(/=/g, "");
+
+  /* The server cuts at the API's limits; here, only what is absurd. Half a surrogate pair has no UTF-8. */
+  const escaped = (text) => encodeURIComponent(String(text).slice(0, 1024).replace(/[\ud800-\udfff]/gu, "\ufffd"));
+
+  /* ---- Cookies and consent, as proxy/collector/consent.py and identity.py have it */
+
+  const refused = {}; // cookies that the browser does not keep: they last as long as the page
+
+  const cookie = safe((name) =>
+    ("; " + d.cookie).split("; " + name + "=")[1].split(";")[0].replace(/^"+|"+$/g, "")
+  );
+
+  const present = (wanted, empty) => {
+    const [name, value] = wanted.split(/=(.*)/);
+    const found = cookie(name);
+    if (found == null) return;
+    if (value != null) return found == value;
+    return found ? !/^(0|false|no)$/i.test(found) : empty;
+  };
+
+  const objects = () =>
+    (S.g && nav.globalPrivacyControl) || (S.n && nav.doNotTrack == 1) || (S.o && present(S.o, true)) || (S.r && !present(S.r));
+
+  const identity = (id) => {
+    id = /^[sn]/.test(typeof id) ? String(id) : ""; // a string or a number
+    return id.trim() && id.length < 256 ? id : "";
+  };
+
+  const read = (name) => {
+    const value = cookie(COOKIE + name) || refused[name];
+    return identity(safe(decodeURIComponent)(value || "") || value);
+  };
+
+  const write = safe((name, value, seconds, domain = "") => {
+    d.cookie =
+      COOKIE + name + "=" + value + ";path=/;samesite=lax;max-age=" + seconds + ";domain=" + domain +
+      (location.protocol == "https:" ? ";secure" : "");
+  });
+
+  const remember = (name, value, seconds) => {
+    value = escaped(value);
+    write(name, value, seconds || 3456e4 /* 400 days */, S.d);
+    refused[name] = cookie(COOKIE + name) == value ? "" : value;
+  };
+
+  const forget = (name) => {
+    refused[name] = "";
+    write(name, "", 0);
+    location.hostname.split(".").forEach((_, i, labels) => write(name, "", 0, labels.slice(i).join(".")));
+  };
+
+  /* ---- Who it is */
+
+  let gone = ""; // the anonymous identity that this page gave up
+
+  const person = () => {
+    let id = read("ni") || (S.i && read("ai"));
+    if (!id && S.i && !objects()) {
+      id = base64(String.fromCharCode(...crypto.getRandomValues(new Uint8Array(18))));
+      remember("ai", id);
+    }
+    return id;
+  };
+
+  /* ---- Lines. An item: t "SECONDS LINE", when it was said and what goes to the proxy; f its callback; s when it was sent */
+
+  let pending = [];
+  let flying = [];
+  let blocked; // fetch, though not images
+  let leaving; // the page is going: what browsers then call failed has mostly been sent
+
+  const texts = (items) => items.map((item) => item.t);
+
+  /* ---- The queue of what could not be handed over, in localStorage; nobody knows who else writes there */
+
+  let store = safe(() => localStorage)() || {};
+
+  const take = () => {
+    const text = store[QUEUE] || "";
+    delete store[QUEUE];
+    return text.split("\n").filter((text) => /^\d+ [esa]\?[!-~]+ [!-~]*$/.test(text));
+  };
+
+  const put = (entries) => {
+    let text;
+    while ((text = entries.join("\n")).length > 6e4 || entries.length > 100) entries.shift();
+    try {
+      if (text) store[QUEUE] = text;
+    } catch (_) {
+      store = { [QUEUE]: text }; // it is full: then as long as the page lasts
+    }
+  };
+
+  const keep = (items) => put([...new Set(take().concat(texts(items)))]);
+
+  const replay = safe(() => {
+    if (!store[QUEUE]) return;
+    const all = () => {
+      const entries = take();
+      if (objects()) return; // and it is forgotten
+      entries.forEach((t) => {
+        if (!texts(flying).includes(t) && now() - parseInt(t) < 259200 /* three days */) pending.push({ t });
+      });
+      flush();
+    };
+    const hold = () => {
+      safe(all)();
+      return new Promise((free) => setTimeout(free, 1e3)); // until every tab sees that the lines are taken
+    };
+    safe(() => nav.locks.request(QUEUE, hold).catch(hold))() || hold(); // without cookies there are no locks either
+  });
+
+  /* ---- Handing over */
+
+  const landed = (items) => {
+    flying = flying.filter((item) => !items.includes(item));
+    items.forEach((item) => item.f && item.f());
+  };
+
+  const failed = (items) => {
+    keep(items);
+    landed(items);
+  };
+
+  const taken = (items) => {
+    put(take().filter((text) => !texts(items).includes(text)));
+    if (gone && read("ai") == gone) forget("ai"); // an answer still on its way brought it back
+    landed(items);
+  };
+
+  const flush = safe((hurry) => {
+    while (pending[0]) {
+      let n = 0;
+      let size = 0;
+      do size += pending[n++].t.length + 1;
+      while (n < 50 && pending[n] && size + pending[n].t.length < 3e4);
+      const items = pending.splice(0, n);
+      if (hurry && !nav.onLine) failed(items);
+      else send(items, hurry);
+    }
+  });
+
+  const send = async (items, hurry) => {
+    const body = texts(items).join("\n").replace(/^\d+ /gm, "");
+    const url = BASE + S.b;
+    let end = images;
+    items.forEach((item) => (item.s = Date.now()));
+    flying = flying.concat(items);
+    if (blocked) end = leaving ? failed : images;
+    else
+      try {
+        if (ALIVE) {
+          const answer = await fetch(url, {
+            method: "POST",
+            body,
+            keepalive: true,
+            ...(SAME ? {} : { mode: "no-cors", credentials: "include" }),
+          });
+          end = SAME && answer.status != 200 ? failed : taken;
+        } else if (hurry && nav.sendBeacon(url, body)) end = taken;
+      } catch (_) {
+        await new Promise((later) => setTimeout(later)); // it may have been cut off by a page that goes, which is told only now
+        if (leaving) end = landed;
+        else if (!nav.onLine) end = failed;
+      }
+    safe(end)(items);
+  };
+
+  /* A content security policy without connect-src, or a blocker, leaves images: each line a request, with the aliases of addresses. */
+  const images = (items) =>
+    items.forEach((item) => {
+      const image = new Image(1, 1);
+      item.s = 0; // does not outlive the page
+      on(image, "load", () => {
+        blocked = 1;
+        taken([item]);
+      });
+      on(image, "error", () => failed([item]));
+      image.src = safe(address)(item.t);
+    });
+
+  const address = (text) => {
+    let [, kind, query, from] = text.match(/ (.)\?(\S+) (.*)/);
+    /* An image's page is the one it is sent from: of another page the event would be another one. */
+    if (kind == "e" && !/(^|&)URL=/.test(query)) query += "&URL=" + escaped(from);
+    const mark = ALIASES["*"];
+    const named = (name) => {
+      const plain = decodeURIComponent(name);
+      if (plain != "*" && ALIASES[plain]) return ALIASES[plain];
+      return mark && !/^_[pntd]$/.test(plain) ? mark + base64(unescape(name)) : name;
+    };
+    return BASE + S[kind] + "?" + query.replace(/[^&=]+(?==)/g, named);
+  };
+
+  const leave = () => {
+    flush(true);
+    keep(flying.filter((item) => Date.now() - item.s > 1e3)); // nobody will tell how they end
+  };
+
+  /* ---- The calls */
+
+  const once = (f) => {
+    if (BESIDE || !f) return; // beside the vendor's script, it calls
+    const call = safe(() => {
+      const g = f;
+      f = 0;
+      g();
+    });
+    setTimeout(call, 2e3); // whatever the network does: the page may wait for it
+    return call;
+  };
+
+  const post = (kind, name, props, done, who) => {
+    const f = once(done);
+    who = !objects() && (who || person());
+    props = Object(typeof props == "object" && props);
+    const pairs = [];
+    Object.keys(props).forEach(
+      safe((key) => {
+        const value = props[key] == null ? "" : String(props[key]);
+        if (key && (value || kind != "s") && !/^_[knptd]$/.test(key)) pairs.push(escaped(key) + "=" + escaped(value));
+      })
+    );
+    if (!who || (kind == "s" && !pairs[0])) return f && setTimeout(f);
+    if (name) pairs.push("_n=" + escaped(name));
+    pairs.push("_p=" + escaped(who), "_t=" + escaped((props._d == 1 && props._t) || now()), "_d=1");
+    pending.push({ t: now() + " " + kind + "?" + pairs.join("&") + " " + page(), f });
+    setTimeout(flush);
+    remember("vs", 1, 1800);
+  };
+
+  const tracked = {};
+
+  /* The same again, as pages push it that change without loading, takes the place of the first. */
+  const track = (type) => (e, n, p) => (tracked[[type, e, n]] = { t: type, e, n, p });
+
+  const acted = ({ type, target }) => {
+    Object.values(tracked).forEach(
+      safe((one) => {
+        /* A click on a label is followed by one on its field, in the same task. */
+        if (one.t != type || one.x || !target.closest(/[^\w-]/.test(one.e) ? one.e : '[id="' + one.e + '"]')) return;
+        one.x = setTimeout(() => (one.x = 0));
+        KM.record(one.n, one.p);
+      })
+    );
+    flush(true);
+  };
+
+  const KM = {
+    __proto__: null,
+    i: person,
+    record(name, props, done) {
+      if (name && typeof name != "object") post("e", name, props, done);
+      else KM.set(name || props, name ? props : done);
+    },
+    set(props, done) {
+      post("s", "", props, done);
+    },
+    identify(id) {
+      if (!id || /^(null|nil)$/.test(id)) return KM.clearIdentity();
+      id = identity(id);
+      if (!id || objects()) return;
+      if (!read("ni")) KM.alias(person(), id);
+      remember("ni", id);
+    },
+    alias(a, b) {
+      a = identity(a);
+      b = identity(b);
+      if (a && b && a != b) post("a", b, 0, 0, a);
+    },
+    /* The anonymous identity goes, too: it is the old person's by its alias, and must not be aliased to the next one. */
+    clearIdentity() {
+      if (!read("ni")) return;
+      gone = read("ai");
+      forget("ni");
+      forget("ai");
+    },
+    trackClick: track("click"),
+    trackClickOnOutboundLink: track("click"), // the vendor's delays the navigation; keepalive outlives the page
+    trackSubmit: track("submit"),
+    pageView() {
+      KM.record("Page View", { "Viewed URL": page(), Referrer: d.referrer || "Direct" });
+    },
+  };
+  for (const name in KM) KM[name] = safe(KM[name]);
+
+  /* ---- The queue of the page. The vendor's script empties it and puts an object of its own in its place: each call is seen once,
+   * wherever it comes by, and functions and callbacks are the vendor's to call. */
+
+  const call = (what) => {
+    const [name, ...args] = what;
+    KM[name](...args);
+  };
+
+  const takeOver = BESIDE
+    ? () => {
+        const seen = new WeakSet();
+        const see = safe((what) => typeof what == "function" || seen.has(what) || call(what, seen.add(what)));
+        let spy;
+        const share = safe(() => {
+          const queue = (w._kmq = w._kmq || []);
+          const push = queue.push;
+          if (push == spy) return;
+          spy = queue.push = (...calls) => {
+            calls.forEach(see);
+            return push.apply(queue, calls);
+          };
+          queue.slice().forEach(see); // last, since the vendor's object may have none
+        });
+        share();
+        w._kmq.push(() => queueMicrotask(share)); // called by the vendor's script just before it replaces the queue
+        setInterval(share, 500);
+      }
+    : () => {
+        const run = safe((what) => (typeof what == "function" ? what() : call(what)));
+        const queue = (w._kmq = Array.isArray(w._kmq) ? w._kmq : []);
+        w.KM = KM; // functions in the queue call it
+        queue.push = (...calls) => calls.forEach(run);
+        queue.splice(0).forEach(run);
+      };
+
+  /* ---- Unasked */
+
+  /* What came from where is for the server to say (enrichers campaign and search); here it is only seen that something did. */
+  const ENGINE =
+    /(^|\.)((google|bing|duckduckgo|ecosia|qwant|startpage|naver|daum|seznam|sogou|baidu|yandex|search\.(brave|yahoo))\.|ya\.ru$)/;
+
+  const unasked = (name, props) => EVENTS.includes(name) && KM.record(name, props);
+
+  const fromAddress = () => {
+    const query = new URLSearchParams(location.search);
+    const props = {};
+    query.forEach((value, key) => {
+      if (key == "kmi" && value) KM.identify(value);
+      if (/^km_./.test(key)) props[key.slice(3)] = value;
+    });
+    KM.record(query.get("kme"), props);
+  };
+
+  const start = safe(() => {
+    const running = read("vs");
+    takeOver();
+    on(d, "click", acted);
+    on(d, "submit", acted);
+    on(d, "visibilitychange", () => d.hidden && leave());
+    on(w, "pagehide", () => {
+      leaving = true;
+      leave();
+    });
+    on(w, "pageshow", () => (leaving = false));
+    on(w, "online", replay);
+    safe(fromAddress)();
+    const came = { URL: page(), Referrer: d.referrer || "Direct" };
+    if (!running) unasked("Visited Site", came);
+    if (/[?&]utm_\w+=./i.test(came.URL)) unasked("Ad Campaign Hit", came);
+    if (ENGINE.test(came.Referrer.split("/")[2])) unasked("Search Engine Hit", came);
+    if (EVENTS.includes("Page View")) KM.pageView();
+    if (running && !objects()) remember("vs", 1, 1800);
+    replay();
+    setInterval(replay, 3e4);
+  });
+
+  if (d.prerendering) on(d, "prerenderingchange", start);
+  else start();
+})(__SETTINGS__, window, document, navigator);
