@@ -1,6 +1,7 @@
 """What the tests stand on: real processes and real sockets. The vendor is the sandbox, over HTTP; nothing else is pretended."""
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -17,6 +18,13 @@ import pytest
 
 from proxy.admin.summary import read
 from proxy.spool.port import SpoolConfig
+
+# httpx reads all certificate authorities for each client, 17 ms of processor time, and hardly a test speaks TLS: once is enough.
+httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_context)
+
+# Processes start as they do at a user's, with their bytecode at hand, even where an environment says to keep none.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 API_KEY = "test-key-5f2c8e"
 DEADLINE_S = 20.0
