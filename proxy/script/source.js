@@ -203,7 +203,7 @@
       const image = new Image(1, 1);
       item.s = 0; // does not outlive the page
       on(image, "load", () => {
-        blocked = 1;
+        blocked = ALIVE;
         taken([item]);
       });
       on(image, "error", () => failed([item]));
