@@ -28,13 +28,18 @@ test: setup ## Run the tests
 	$(RUN)pytest -n $(TEST_PROCESSES)
 
 .PHONY: lint
-lint: setup ## Check style, types, the direction of imports and the generated tables
+lint: setup ## Check style, types, the direction of imports and what is generated
 	$(RUN)ruff check .
 	$(RUN)ruff format --check .
 	$(RUN)mypy
 	$(RUN)lint-imports
 	$(RUN)hadolint Dockerfile
 	$(RUN)python docs/generate.py --check
+	$(RUN)python -m proxy.script.build --check
+
+.PHONY: script
+script: setup ## Make the browser script that is served of its source
+	$(RUN)python -m proxy.script.build
 
 .PHONY: docs
 docs: setup ## Write the generated tables anew
