@@ -122,7 +122,7 @@ class ProxyProcess:
                 [sys.executable, "-m", "proxy", command], env=self.environment, stdout=log, stderr=log, start_new_session=True
             )
         if command == "serve":
-            prefix = settings.get("prefix", "")
+            prefix = settings.get("prefix", "").partition(",")[0]
             wait_for(lambda: self._answers(f"{self.url}{prefix}/e"), "the proxy")
 
     def _answers(self, url: str) -> bool:

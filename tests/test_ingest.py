@@ -58,7 +58,7 @@ def report(done: subprocess.CompletedProcess[bytes]) -> dict[str, Any]:
     return found
 
 
-READER = LineReader(Collector(CollectorConfig(SpoolConfig("memory:"), prefix="/x7")).paths, ())
+READER = LineReader(Collector(CollectorConfig(SpoolConfig("memory:"), prefixes=("/x7",))).paths, ())
 
 
 def read(**over: str) -> Request | Unusable:

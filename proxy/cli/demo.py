@@ -16,10 +16,10 @@ from proxy.admin.app import make_app as make_admin
 from proxy.admin.config import AdminConfig
 from proxy.admin.page.look import Look
 from proxy.cli.child import loop_factory
-from proxy.cli.shop import ROUTES
+from proxy.cli.shop import ROUTES, SCRIPT
 from proxy.cli.supervisor import bind
 from proxy.collector.asgi import CollectorApp
-from proxy.collector.config import CollectorConfig
+from proxy.collector.config import CollectorConfig, ScriptRules
 from proxy.collector.server import make_server
 from proxy.forward.config import ForwarderConfig, Site
 from proxy.forward.forwarder import Attempted, Forwarder
@@ -96,7 +96,8 @@ async def _demo(listener: socket.socket) -> int:
             intake = open_intake(spool)
             config = ForwarderConfig(spool=spool, sites={"default": Site(upstream, DEMO_KEY)}, shutdown_grace_s=1.5)
             forwarder = Forwarder(config, open_outlet(spool), teller.attempted)
-            collector = make_server(CollectorApp(CollectorConfig(spool=spool), intake, ROUTES, teller.collected), 3)
+            collecting = CollectorConfig(spool=spool, script=ScriptRules((SCRIPT,), ("visited_site",)))
+            collector = make_server(CollectorApp(collecting, intake, ROUTES, teller.collected), 3)
             admin, admin_listener = make_server(make_admin(AdminConfig(spool), look), 3), bind("127.0.0.1", 0)
             tasks = [
                 asyncio.create_task(forwarder.run()),

@@ -20,10 +20,11 @@ from urllib.parse import unquote
 
 import msgspec
 
+from proxy.collector.batch import collect_batch
 from proxy.collector.collect import Collected, Collector
 from proxy.collector.server import escape_target
 from proxy.collector.stamp import read_stamp
-from proxy.hit import Hit
+from proxy.hit import BATCH, Hit
 from proxy.outcome import Outcome
 from proxy.settings import Settings
 from proxy.spool import begun, open_intake
@@ -187,7 +188,11 @@ class Ingestion:
             return True
         # As nginx would have brought it, over a Unix socket: that is a peer whose forwarding headers are believed.
         kind, query, body, headers, at_ms = request
-        self._waiting.append((place, self._collector.collect(kind, query, body, headers, "", at_ms)))
+        if kind == BATCH:
+            beacons = collect_batch(self._collector, body, headers, "", at_ms).beacons
+        else:
+            beacons = [self._collector.collect(kind, query, body, headers, "", at_ms)]
+        self._waiting += [(place, one) for one in beacons]
         return len(self._waiting) < TOGETHER or self.flush()
 
     def flush(self) -> bool:

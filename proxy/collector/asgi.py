@@ -3,6 +3,7 @@
 The answer to a beacon is sent only after `append` returned, so a 200 is written to the socket after the commit.
 """
 
+import asyncio
 import hmac
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
@@ -11,11 +12,13 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 
-from proxy.collector.collect import Collector
+from proxy.collector.batch import collect_batch
+from proxy.collector.collect import Collected, Collector
 from proxy.collector.config import CollectorConfig
 from proxy.collector.debug import DEBUG_HEADER, told
 from proxy.collector.pixel import GIF, GIF_HEADERS, WRONG_METHOD_HEADERS, Headers, cors_headers, preflight_headers
-from proxy.hit import MAX_BEACON_BYTES, Hit
+from proxy.collector.serving import Scripts
+from proxy.hit import BATCH, DEFAULT_SITE, MAX_BEACON_BYTES, Hit
 from proxy.outcome import Outcome
 from proxy.spool.port import Intake, SpoolRefused
 
@@ -52,6 +55,7 @@ class CollectorApp:
     ) -> None:
         self.collector = Collector(config)
         self._paths = self.collector.paths
+        self._scripts = Scripts(config)
         self._intake = intake
         self._rest = Starlette(routes=routes)
         self._observe = observe
@@ -65,6 +69,9 @@ class CollectorApp:
             kind = self._paths.get(path)
             if kind is not None:
                 await self._beacon(kind, scope, receive, send)
+                return
+            if path in self._scripts.paths:
+                await self._script(scope, send)
                 return
         await self._rest(scope, receive, send)
 
@@ -87,39 +94,55 @@ class CollectorApp:
             if len(body) > MAX_BEACON_BYTES:
                 start = UNREAD_BODY
         client = scope.get("client")
-        site, hit, cookie = self.collector.collect(
-            kind,
-            scope["query_string"],
-            body,
-            headers,
-            client[0] if client else _no_address(scope),
-            time.time_ns() // 1_000_000,
-            scope["scheme"] == "https",
-        )
-        intake = self._intake() if callable(self._intake) else self._intake
-        if isinstance(hit, Outcome):
-            intake.drop(site, hit)
+        peer, now_ms, https = client[0] if client else _no_address(scope), time.time_ns() // 1_000_000, scope["scheme"] == "https"
+        if kind == BATCH:
+            beacons, cookie = collect_batch(self.collector, body, headers, peer, now_ms, https)
         else:
-            observe = self._observe
-            if observe is not None:
-                observe("received", hit)
-            try:
-                await intake.append(hit)
-            except SpoolRefused:
-                intake.refuse(hit.site)
-                start = NOT_STORED
-            if observe is not None:
-                observe("refused" if start is NOT_STORED else "stored", hit)
+            one = self.collector.collect(kind, scope["query_string"], body, headers, peer, now_ms, https)
+            beacons, cookie = [one], one.cookie
+        intake = self._intake() if callable(self._intake) else self._intake
+        stored = await self._store(beacons[0], intake) if len(beacons) == 1 else await self._store_all(beacons, intake)
+        if not stored:
+            start = NOT_STORED
         if cookie or b"origin" in headers or self._debugs(headers):
-            start = self.with_extras(start, headers, hit, cookie)
+            start = self.with_extras(start, headers, [one.found for one in beacons], cookie)
         await send(start)
         await send(PIXEL)
+
+    async def _store(self, one: Collected, intake: Intake) -> bool:
+        """Store or count it; whether it may be answered 200."""
+        if isinstance(one.found, Outcome):
+            intake.drop(one.site, one.found)
+            return True
+        observe = self._observe
+        if observe is not None:
+            observe("received", one.found)
+        try:
+            await intake.append(one.found)
+        except SpoolRefused:
+            intake.refuse(one.site)
+            if observe is not None:
+                observe("refused", one.found)
+            return False
+        if observe is not None:
+            observe("stored", one.found)
+        return True
+
+    async def _store_all(self, beacons: list[Collected], intake: Intake) -> bool:
+        """One commit for all of them, as a rule."""
+        return all(await asyncio.gather(*(self._store(one, intake) for one in beacons)))
+
+    async def _script(self, scope: Scope, send: Send) -> None:
+        headers = joined(scope["headers"])
+        status, answered, body = self._scripts.answer(scope["method"], self.collector.site_name(headers) or DEFAULT_SITE, headers)
+        await send(_start(status, answered))
+        await send({"type": "http.response.body", "body": body})
 
     def _debugs(self, headers: Mapping[bytes, bytes]) -> bool:
         token = headers.get(DEBUG_HEADER)
         return token is not None and self._debug_token != b"" and hmac.compare_digest(token, self._debug_token)
 
-    def with_extras(self, start: Message, headers: Mapping[bytes, bytes], hit: Hit | Outcome, cookie: bytes) -> Message:
+    def with_extras(self, start: Message, headers: Mapping[bytes, bytes], found: list[Hit | Outcome], cookie: bytes) -> Message:
         """The answer with a cookie, what a script of an allowed origin needs to read it, and the outcome for who may know."""
         extra: Headers = []
         if cookie and start["status"] == 200:
@@ -127,7 +150,8 @@ class CollectorApp:
         if b"origin" in headers and (allowed := self.collector.allowed_origin(headers)):
             extra += cors_headers(allowed)
         if self._debugs(headers):
-            extra.append((b"x-beacon-outcome", told(hit, start["status"] == 200).encode("ascii")))
+            told_all = ", ".join(told(one, start["status"] == 200) for one in found)
+            extra.append((b"x-beacon-outcome", told_all.encode("ascii")))
         return _start(start["status"], [*start["headers"], *extra])
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from proxy.collector.asgi import JOINED, NOT_STORED, STORED, CollectorApp, Message
 from proxy.collector.collect import Headers
 from proxy.collector.pixel import GIF
-from proxy.hit import Hit
+from proxy.hit import BATCH, Hit
 from proxy.outcome import Outcome
 from proxy.spool.port import Caller, Intake, SpoolRefused
 
@@ -29,7 +29,7 @@ class Express:
     def __init__(self, app: CollectorApp, intake: Intake) -> None:
         self._app = app
         self._collector = app.collector
-        self._paths = {path.encode("ascii"): kind for path, kind in app.collector.paths.items()}
+        self._paths = {path.encode("ascii"): kind for path, kind in app.collector.paths.items() if kind != BATCH}
         self._append = intake.append_then
         self._intake = intake
         self._dated: list[tuple[bytes, bytes]] | None = None
@@ -54,7 +54,7 @@ class Express:
         )
         connection.closes = headers.get(b"connection", b"").lower() == b"close"
         if cookie or b"origin" in headers:
-            connection.extras = (headers, hit, cookie)
+            connection.extras = (headers, [hit], cookie)
         if isinstance(hit, Outcome):
             self._intake.drop(site, hit)
             connection.told(None)
@@ -90,7 +90,7 @@ class ExpressConnection(Caller, Protocol):
     """Of the beacon that waits."""
     closes: bool
     """The client asked for the connection's end after this answer."""
-    extras: tuple[Headers, Hit | Outcome, bytes] | None
+    extras: tuple[Headers, list[Hit | Outcome], bytes] | None
     """What the answer needs beyond the usual."""
 
 

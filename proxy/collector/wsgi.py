@@ -3,13 +3,16 @@
 import hmac
 import time
 from collections.abc import Callable, Iterable
+from http import HTTPStatus
 from typing import Any
 
+from proxy.collector.batch import collect_batch
 from proxy.collector.collect import Collector
 from proxy.collector.config import CollectorConfig
 from proxy.collector.debug import DEBUG_HEADER, told
 from proxy.collector.pixel import GIF, GIF_HEADERS, WRONG_METHOD_HEADERS, Headers, cors_headers, preflight_headers
-from proxy.hit import MAX_BEACON_BYTES
+from proxy.collector.serving import Scripts
+from proxy.hit import BATCH, DEFAULT_SITE, MAX_BEACON_BYTES, Hit
 from proxy.outcome import Outcome
 from proxy.spool.port import Intake, SpoolRefused
 
@@ -31,20 +34,20 @@ class CollectorWsgi:
 
     def __init__(self, config: CollectorConfig, intake: Callable[[], Intake]) -> None:
         self._collector = Collector(config)
+        self._scripts = Scripts(config)
         self._intake = intake
         self._debug_token = config.debug_token.encode("utf-8")
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-        kind = self._collector.paths.get(environ.get("PATH_INFO", ""))
+        path = environ.get("PATH_INFO", "")
+        kind = self._collector.paths.get(path)
+        if kind is None and path in self._scripts.paths:
+            return self._script(environ, start_response)
         if kind is None:
             start_response("404 Not Found", [("Content-Type", "text/plain"), ("Content-Length", "9")])
             return [b"Not Found"]
         method = environ["REQUEST_METHOD"]
-        headers = {
-            name[5:].replace("_", "-").lower().encode("latin-1"): value.encode("latin-1", "replace")
-            for name, value in environ.items()
-            if name.startswith("HTTP_")
-        }
+        headers = _headers(environ)
         if method not in ("GET", "POST"):
             if method == "HEAD":
                 start_response("200 OK", GIF_TEXT)
@@ -61,24 +64,46 @@ class CollectorWsgi:
         intake = self._intake()
         https = environ.get("wsgi.url_scheme") == "https"
         now_ms = time.time_ns() // 1_000_000
-        site, hit, cookie = self._collector.collect(kind, query, body, headers, environ.get("REMOTE_ADDR", ""), now_ms, https)
-        if isinstance(hit, Outcome):
-            intake.drop(site, hit)
+        peer = environ.get("REMOTE_ADDR", "")
+        if kind == BATCH:
+            beacons, cookie = collect_batch(self._collector, body, headers, peer, now_ms, https)
         else:
-            try:
-                intake.append_blocking(hit)
-            except SpoolRefused:
+            one = self._collector.collect(kind, query, body, headers, peer, now_ms, https)
+            beacons, cookie = [one], one.cookie
+        for one in beacons:
+            if isinstance(one.found, Outcome):
+                intake.drop(one.site, one.found)
+        hits = [one.found for one in beacons if isinstance(one.found, Hit)]
+        try:
+            intake.append_blocking(*hits)
+        except SpoolRefused:
+            for hit in hits:
                 intake.refuse(hit.site)
-                start_response("503 Service Unavailable", NOT_STORED_TEXT)
-                return [GIF]
+            start_response("503 Service Unavailable", NOT_STORED_TEXT)
+            return [GIF]
         extra: Headers = [(b"set-cookie", cookie)] if cookie else []
         if b"origin" in headers and (allowed := self._collector.allowed_origin(headers)):
             extra += cors_headers(allowed)
         token = headers.get(DEBUG_HEADER)
         if token is not None and self._debug_token and hmac.compare_digest(token, self._debug_token):
-            extra.append((b"x-beacon-outcome", told(hit, True).encode("ascii")))
+            extra.append((b"x-beacon-outcome", ", ".join(told(one.found, True) for one in beacons).encode("ascii")))
         start_response("200 OK", GIF_TEXT + _text(extra) if extra else GIF_TEXT)
         return [GIF]
+
+    def _script(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        headers = _headers(environ)
+        site = self._collector.site_name(headers) or DEFAULT_SITE
+        status, answered, body = self._scripts.answer(environ["REQUEST_METHOD"], site, headers)
+        start_response(f"{status} {HTTPStatus(status).phrase}", _text(answered))
+        return [body] if body else []
+
+
+def _headers(environ: dict[str, Any]) -> dict[bytes, bytes]:
+    return {
+        name[5:].replace("_", "-").lower().encode("latin-1"): value.encode("latin-1", "replace")
+        for name, value in environ.items()
+        if name.startswith("HTTP_")
+    }
 
 
 def _read(environ: dict[str, Any]) -> bytes | None:

@@ -22,7 +22,7 @@ class Script(NamedTuple):
     body: bytes
     gzipped: bytes
     etag: bytes
-    """Quoted, as the header has it (RFC 9110, section 8.8.3)."""
+    """As the header has it: weak, since it is the same for the gzipped body (RFC 9110, section 8.8.3)."""
     integrity: str
     """For `<script integrity="…">` (Subresource Integrity, section 3.5)."""
 
@@ -36,6 +36,6 @@ def make(settings: dict[str, Any]) -> Script:
     return Script(
         body,
         gzip.compress(body, mtime=0),
-        b'"%s"' % digest[:12].hex().encode("ascii"),
+        b'W/"%s"' % digest[:12].hex().encode("ascii"),
         "sha384-" + base64.b64encode(digest).decode("ascii"),
     )

@@ -171,6 +171,12 @@ class Settings(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _script_reads_the_cookie(self) -> Self:
+        if self.script and self.cookie_http_only:
+            raise ValueError("cookie_http_only: found true beside script, which reads that cookie; expected false, or no script")
+        return self
+
+    @model_validator(mode="after")
     def _sites_agree(self) -> Self:
         if DEFAULT_SITE in self.sites:
             raise ValueError('sites: the name "default" is taken by the top-level settings; choose another')

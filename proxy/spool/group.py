@@ -72,12 +72,15 @@ class GroupCommit:
     def append_then(self, hit: Hit, caller: Caller) -> None:
         self._enter(hit, caller)
 
-    def append_blocking(self, hit: Hit) -> None:
-        waiter = _Waiter()
-        self._enter(hit, waiter)
-        waiter.wait()
-        if waiter.error is not None:
-            raise waiter.error
+    def append_blocking(self, *hits: Hit) -> None:
+        waiters = [_Waiter() for _ in hits]
+        for hit, waiter in zip(hits, waiters, strict=True):
+            self._enter(hit, waiter)
+        for waiter in waiters:
+            waiter.wait()
+        for waiter in waiters:
+            if waiter.error is not None:
+                raise waiter.error
 
     def count(self, site: str, *names: str) -> None:
         with self._bell:

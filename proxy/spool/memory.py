@@ -32,12 +32,13 @@ class MemorySpool:
         self.append_blocking(hit)
         caller.get_loop().call_soon(caller.told, None)
 
-    def append_blocking(self, hit: Hit) -> None:
+    def append_blocking(self, *hits: Hit) -> None:
         with self._lock:
-            self._next += 1
-            self._hits[self._next] = hit
-            heapq.heappush(self._due, (0, self._next))
-            self._tally(hit.site, RECEIVED)
+            for hit in hits:
+                self._next += 1
+                self._hits[self._next] = hit
+                heapq.heappush(self._due, (0, self._next))
+                self._tally(hit.site, RECEIVED)
 
     def drop(self, site: str, outcome: Outcome) -> None:
         with self._lock:

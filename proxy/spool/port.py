@@ -136,8 +136,8 @@ class Intake(Protocol):
         """The same for a caller who is told, from its event loop, and not before this returns. Raises SpoolRefused at once if
         the hit was not even taken."""
 
-    def append_blocking(self, hit: Hit) -> None:
-        """The same for a thread without an event loop (WSGI). Raises SpoolRefused."""
+    def append_blocking(self, *hits: Hit) -> None:
+        """The same for a thread without an event loop (WSGI), of one or more. Raises SpoolRefused if one is not stored."""
 
     def drop(self, site: str, outcome: Outcome) -> None:
         """Count a hit that is deliberately not stored (and answered 200). Written with the next commit."""
