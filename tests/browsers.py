@@ -8,16 +8,16 @@ import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from conftest import free_port, need, wait_for
 from marionette_driver.by import By
-from marionette_driver.errors import MarionetteException
+from marionette_driver.errors import JavascriptException, MarionetteException, NoSuchWindowException
 from marionette_driver.marionette import Marionette
 from playwright.sync_api import Browser as PlaywrightBrowser
-from playwright.sync_api import BrowserContext, ConsoleMessage, Playwright, sync_playwright
+from playwright.sync_api import BrowserContext, ConsoleMessage, Error, Playwright, sync_playwright
 from playwright.sync_api import Page as PlaywrightPage
 
 CHROMIUM_ARGUMENTS = [
@@ -83,6 +83,10 @@ FIREFOX_PREFERENCES: dict[str, str | int | bool] = {
 }
 
 
+class Gone(Exception):
+    """Another page came while this one was asked."""
+
+
 class Page(Protocol):
     """A tab."""
 
@@ -90,7 +94,7 @@ class Page(Protocol):
         """Returns when it is loaded."""
 
     def run(self, javascript: str) -> Any:
-        """The value that the statements return."""
+        """The value that the statements return. Raises Gone, and RuntimeError for what they throw."""
 
     def click(self, css: str) -> None:
         """A visitor's click, not a script's."""
@@ -112,6 +116,9 @@ class Browser(Protocol):
 
     def private(self) -> Page:
         """A tab in a private window, the only one."""
+
+    def pages(self) -> Sequence[Page]:
+        """The open ones."""
 
     def cookies(self) -> dict[str, str]:
         """What the sites of this machine have set, names to values; private windows apart."""
@@ -142,7 +149,10 @@ class ChromiumPage:
         self._page.goto(url)
 
     def run(self, javascript: str) -> Any:
-        return self._page.evaluate(f"() => {{ {javascript} }}")
+        try:
+            return self._page.evaluate(f"() => {{ {javascript} }}")
+        except Error as error:
+            raise (Gone if "context was destroyed" in error.message else RuntimeError)(error.message) from None
 
     def click(self, css: str) -> None:
         self._page.click(css)
@@ -177,6 +187,9 @@ class Chromium:
         page.on("close", lambda _: context.close())
         return ChromiumPage(page)
 
+    def pages(self) -> list[ChromiumPage]:
+        return [ChromiumPage(page) for context in self._browser.contexts for page in context.pages]
+
     def cookies(self) -> dict[str, str]:
         return {cookie["name"]: cookie["value"] for cookie in self._context.cookies()}
 
@@ -195,8 +208,8 @@ class Chromium:
         self._context.add_init_script("Object.defineProperty(Navigator.prototype, 'globalPrivacyControl', {value: true})")
 
     def errors(self) -> list[str]:
-        for page in [page for context in self._browser.contexts for page in context.pages]:
-            page.evaluate("0")  # what was told before is heard with the answer
+        for page in self.pages():
+            page.run("return 0")  # what was told before is heard with the answer
         return self._errors
 
     def fresh(self) -> None:
@@ -264,7 +277,10 @@ class FirefoxPage:
         self._focused().navigate(url)
 
     def run(self, javascript: str) -> Any:
-        return self._focused().execute_script(javascript, sandbox=None)
+        try:
+            return self._focused().execute_script(javascript, sandbox=None)
+        except (JavascriptException, NoSuchWindowException) as error:
+            raise (Gone if "unload" in error.message or "discarded" in error.message else RuntimeError)(error.message) from None
 
     def click(self, css: str) -> None:
         self._focused().find_element(By.CSS_SELECTOR, css).click()
@@ -298,6 +314,9 @@ class Firefox:
     def _opened(self, kind: str, private: bool) -> FirefoxPage:
         self._marionette.switch_to_window(self._first)
         return FirefoxPage(self._marionette, self._marionette.open(type=kind, focus=True, private=private)["handle"])
+
+    def pages(self) -> list[FirefoxPage]:
+        return [FirefoxPage(self._marionette, handle) for handle in self._marionette.window_handles if handle != self._first]
 
     def cookies(self) -> dict[str, str]:
         found: dict[str, str] = self._privileged(
@@ -337,10 +356,8 @@ class Firefox:
         return found
 
     def fresh(self) -> None:
-        for handle in self._marionette.window_handles:
-            if handle != self._first:
-                self._marionette.switch_to_window(handle)
-                self._marionette.close()
+        for page in self.pages():
+            page.close()
         self._marionette.switch_to_window(self._first)
         self.offline(False)
         for name in self._changed:
@@ -368,7 +385,8 @@ def firefox() -> Iterator[Firefox]:
     path = need("firefox-esr", "firefox-esr")
     with tempfile.TemporaryDirectory(prefix="firefox-", ignore_cleanup_errors=True) as profile:
         port = free_port()
-        lines = [f"user_pref({json.dumps(name)}, {json.dumps(value)});" for name, value in {**FIREFOX_PREFERENCES, "marionette.port": port}.items()]
+        preferences = {**FIREFOX_PREFERENCES, "marionette.port": port}
+        lines = [f"user_pref({json.dumps(name)}, {json.dumps(value)});" for name, value in preferences.items()]
         Path(profile, "user.js").write_text("\n".join(lines))
         with Path(profile, "firefox.log").open("wb") as log:
             process = subprocess.Popen(
@@ -394,5 +412,12 @@ def firefox() -> Iterator[Firefox]:
 
 
 def until(page: Page, javascript: str) -> Any:
-    """The expression's first true value on the page."""
-    return wait_for(lambda: page.run(f"return {javascript}"), javascript)
+    """The expression's first true value, on the page or on the one after it."""
+
+    def value() -> Any:
+        try:
+            return page.run(f"return {javascript}")
+        except Gone:
+            return None
+
+    return wait_for(value, javascript)

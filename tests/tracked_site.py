@@ -1,7 +1,6 @@
-"""A site as its visitors meet it: pages, the script, a real collector, forwarder and vendor, in a thread; the line to it can fail.
+"""A site as its visitors meet it: pages, the script, a real collector, forwarder and vendor, in a thread. The line can fail.
 
-Everything is on 127.0.0.1; `localhost` is the other host. What reached the vendor is told by `vendor`, what the browsers asked for
-by `requests`.
+All of it is on 127.0.0.1; `localhost` is the other host. `counted` tells what reached the vendor, `sent` what browsers asked for.
 """
 
 import asyncio
@@ -17,12 +16,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from proxy import script
 from proxy.admin.summary import read
 from proxy.cli.child import loop_factory
 from proxy.collector.asgi import CollectorApp, Message, Receive, Scope, Send
-from proxy.collector.config import CollectorConfig
+from proxy.collector.config import CollectorConfig, ScriptRules
 from proxy.collector.server import make_server
+from proxy.collector.serving import script_of
 from proxy.enrich.config import EnrichConfig
 from proxy.forward.config import ForwarderConfig, Site
 from proxy.forward.forwarder import Forwarder
@@ -104,13 +103,18 @@ class Line:
 
 
 class TrackedSite:
-    """One visitor's world, from page to vendor. `settings` are the script's."""
+    """One visitor's world, from page to vendor. `rules` are the script's."""
 
-    def __init__(self, directory: Path, **settings: Any) -> None:
+    def __init__(self, directory: Path, **rules: Any) -> None:
         self.spool = SpoolConfig(f"sqlite:{directory / 'spool'}")
+        self.config = CollectorConfig(self.spool, prefixes=(PREFIX,), script=ScriptRules((NAME,), **rules))
+        self.integrity = script_of(self.config, "default").integrity
         self.vendor = Sandbox()
         self.requests: list[Asked] = []
-        self.script = script.make({**DEFAULTS, **settings})
+        self.expected = 0
+        """Beacons that were waited for."""
+        self.resends = False
+        """Whether the vendor may get a beacon twice: that is what the test is about."""
         self._pages: dict[str, tuple[str, dict[str, str]]] = {}
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tracked site")
@@ -121,11 +125,11 @@ class TrackedSite:
 
     # What a test says
 
-    def page(self, path: str, body: str = "", calls: str = "", head: str = SNIPPET, csp: str = "", **headers: str) -> str:
+    def page(self, path: str, body: str = "", calls: str = "", head: str = SNIPPET, csp: str = "") -> str:
         """Publish a page; its address. `calls`: what the site calls before the script is there."""
         before = f"<script>var _kmq = _kmq || []; {calls}</script>" if calls else ""
-        html = f"<!doctype html><html><head><meta charset=utf-8><title>{path}</title>{before}{head}</head><body>{body}</body></html>"
-        self._pages[path] = (html, {**({"content-security-policy": csp} if csp else {}), **headers})
+        html = f"<!doctype html><html><head><meta charset=utf-8>{before}{head}</head><body>{body}</body></html>"
+        self._pages[path] = (html, {"content-security-policy": csp} if csp else {})
         return self.url + path
 
     def file(self, path: str, javascript: str) -> None:
@@ -154,7 +158,8 @@ class TrackedSite:
         return [{"kind": one["kind"], **one["params"]} for one in list(self.vendor.received) if not one["duplicate"]]
 
     def wait(self, n: int) -> list[dict[str, str]]:
-        """Exactly this many beacons, once they are there and nothing more is on its way to the vendor."""
+        """What was counted, once it is so many in all."""
+        self.expected = n
         wait_for(lambda: len(self.counted()) >= n, f"{n} beacons at the vendor, where there are {self.counted()}")
         return self.settled()
 
@@ -190,8 +195,7 @@ class TrackedSite:
 
     def _public(self) -> Any:
         self._intake = open_intake(self.spool)
-        config = CollectorConfig(self.spool, prefixes=(PREFIX,))
-        app = CollectorApp(config, self._intake, [Route(ADDRESS, self._script), Route("/{path:path}", self._page)])
+        app = CollectorApp(self.config, self._intake, [Route("/{path:path}", self._page)])
         self._endpoints = app.collector.paths
 
         async def noted(scope: Scope, receive: Receive, send: Send) -> None:
@@ -209,9 +213,6 @@ class TrackedSite:
 
         return noted
 
-    async def _script(self, request: Request) -> Response:
-        return Response(self.script.body, media_type="text/javascript")
-
     async def _page(self, request: Request) -> Response:
         text, headers = self._pages.get(request.url.path, ("", {}))
         return HTMLResponse(text, 200 if text or request.url.path == "/favicon.ico" else 404, headers)
@@ -220,9 +221,6 @@ class TrackedSite:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stopping.set)
             self._thread.join(20)
-
-
-DEFAULTS: dict[str, Any] = {}
 
 
 @contextlib.asynccontextmanager
@@ -239,8 +237,8 @@ async def _serving(app: Any) -> Any:
 
 
 @contextlib.contextmanager
-def tracked_site(directory: Path, **settings: Any) -> Iterator[TrackedSite]:
-    site = TrackedSite(directory, **settings)
+def tracked_site(directory: Path, **rules: Any) -> Iterator[TrackedSite]:
+    site = TrackedSite(directory, **rules)
     try:
         yield site
     finally:
