@@ -358,7 +358,6 @@ class Firefox:
     def fresh(self) -> None:
         for page in self.pages():
             page.close()
-        self._marionette.switch_to_window(self._first)
         self.offline(False)
         for name in self._changed:
             self._marionette.clear_pref(name)
@@ -376,6 +375,7 @@ class Firefox:
         self._changed.append(name)
 
     def _privileged(self, javascript: str, *arguments: Any) -> Any:
+        self._marionette.switch_to_window(self._first, focus=False)
         with self._marionette.using_context("chrome"):
             return self._marionette.execute_script(javascript, script_args=arguments)
 

@@ -266,10 +266,10 @@ def test_a_beacon_whose_answer_was_lost_is_sent_again_the_same(site: TrackedSite
 def test_two_tabs_are_one_visitor_and_one_visit(site: TrackedSite, browser: Browser) -> None:
     """People open several products at once."""
     first, second = browser.page(), browser.page()
-    first.open(site.page("/", calls="_kmq.push(['record', 'Viewed']);"))
-    second.open(f"{site.url}/")
+    first.open(site.page("/", calls="_kmq.push(['record', 'Viewed ' + location.search]);"))
+    second.open(f"{site.url}/?2")
     visitor = site.wait(3)[0]["_p"]
-    assert said(site.counted()) == [("e", "Viewed", visitor), ("e", "Viewed", visitor), ("e", "Visited Site", visitor)]
+    assert said(site.counted()) == [("e", "Viewed ", visitor), ("e", "Viewed ?2", visitor), ("e", "Visited Site", visitor)]
     assert {one["Referrer"] for one in site.counted() if one["_n"] == "Visited Site"} == {"Direct"}
 
 
@@ -294,6 +294,7 @@ def test_two_tabs_send_what_was_recorded_offline_once(site: TrackedSite, browser
         until(page, "localStorage.getItem('_q1') === null")
 
 
+@with_rules(gpc=False)
 def test_a_private_window_is_a_visitor_of_its_own_and_leaves_nothing_behind(site: TrackedSite, browser: Browser) -> None:
     """Whoever opens one means not to be known, before or after."""
     page = browser.page()
@@ -310,6 +311,19 @@ def test_a_private_window_is_a_visitor_of_its_own_and_leaves_nothing_behind(site
     assert len(set(people)) == 3
     assert anonymous(browser) == visitor
     assert page.run("return localStorage.length") == 0
+
+
+@pytest.mark.parametrize("running", PARAMETERS[1:], indirect=True)
+def test_a_private_window_of_firefox_objects(site: TrackedSite, browser: Browser) -> None:
+    """Firefox turns global privacy control on in private windows by itself: whoever honours it does not count them."""
+    page = browser.page()
+    page.open(site.page("/", f"<img src='{PREFIX}/e?_n=Plain'>", calls="_kmq.push(['record', 'Viewed']);"))
+    site.wait(2)
+    private = browser.private()
+    private.open(f"{site.url}/")
+    until(private, "window.KM")
+    assert private.run("return [navigator.globalPrivacyControl, document.cookie, localStorage.length]") == [True, "", 0]
+    assert wait_for(lambda: read(site.spool)["dropped"], "the ledger") == {"gpc": 1}
 
 
 def test_with_cookies_off_a_page_is_one_visitor(site: TrackedSite, browser: Browser) -> None:
@@ -333,8 +347,8 @@ def test_with_cookies_off_an_outage_loses_nothing_while_the_page_is_open(site: T
     until(page, "window.KM")
     site.break_line()
     page.run("window.ran = 0")
-    push(page, "['record', 'One', {}, () => { ran = 1 }]")
-    until(page, "ran")
+    push(page, "['record', 'One', {}, () => { window.ran = 1 }]")
+    until(page, "window.ran")
     site.mend_line()
     assert [one["_n"] for one in site.wait(1)] == ["One"]
 

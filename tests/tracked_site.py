@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from starlette.routing import Route
 from proxy.admin.summary import read
 from proxy.cli.child import loop_factory
 from proxy.collector.asgi import CollectorApp, Message, Receive, Scope, Send
-from proxy.collector.config import CollectorConfig, ScriptRules
+from proxy.collector.config import CollectorConfig, ConsentRules, ScriptRules
 from proxy.collector.server import make_server
 from proxy.collector.serving import script_of
 from proxy.enrich.config import EnrichConfig
@@ -103,11 +102,12 @@ class Line:
 
 
 class TrackedSite:
-    """One visitor's world, from page to vendor. `rules` are the script's."""
+    """One visitor's world, from page to vendor. `gpc`: whether global privacy control is honoured; `rules` are the script's."""
 
-    def __init__(self, directory: Path, **rules: Any) -> None:
+    def __init__(self, directory: Path, gpc: bool = True, **rules: Any) -> None:
         self.spool = SpoolConfig(f"sqlite:{directory / 'spool'}")
-        self.config = CollectorConfig(self.spool, prefixes=(PREFIX,), script=ScriptRules((NAME,), **rules))
+        script, consent = ScriptRules((NAME,), **rules), ConsentRules(gpc=gpc)
+        self.config = CollectorConfig(self.spool, prefixes=(PREFIX,), script=script, consent=consent)
         self.integrity = script_of(self.config, "default").integrity
         self.vendor = Sandbox()
         self.requests: list[Asked] = []
@@ -234,12 +234,3 @@ async def _serving(app: Any) -> Any:
     finally:
         server.stop()
         await task
-
-
-@contextlib.contextmanager
-def tracked_site(directory: Path, **rules: Any) -> Iterator[TrackedSite]:
-    site = TrackedSite(directory, **rules)
-    try:
-        yield site
-    finally:
-        site.stop()
