@@ -154,7 +154,7 @@
       all();
       return new Promise((free) => setTimeout(free, 1e3)); // until every tab sees that the lines are taken
     };
-    nav.locks.request(QUEUE, hold).catch(nothing);
+    nav.locks.request(QUEUE, hold).catch(safe(all)); // a browser that refuses cookies refuses locks as well
   });
 
   /* ---- Handing over */
