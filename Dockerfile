@@ -6,6 +6,7 @@ FROM python:3.13-slim AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY proxy ./proxy
+COPY deploy/nginx ./deploy/nginx
 # The environment holds no pip: what runs in production installs nothing.
 RUN python -m venv --without-pip /app \
     && python -m pip --python /app/bin/python install --no-cache-dir --disable-pip-version-check .

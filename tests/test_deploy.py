@@ -131,7 +131,7 @@ def test_the_unit_s_settings_are_settings(tmp_path: Path) -> None:
     for name in UNITS:
         environment = dict(pair.split("=", 1) for pair in unit(name).get("Environment", []))
         environment.pop("BEACON_PROXY_CONFIG", None)
-        assert load(DEPLOY / "systemd/beacon-proxy.toml", environment).prefix == "/x7"
+        assert load(DEPLOY / "systemd/beacon-proxy.toml", environment).prefix == ["/x7"]
 
 
 def dockerfile() -> list[tuple[str, str]]:

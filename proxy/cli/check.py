@@ -15,7 +15,8 @@ def describe(settings: Settings) -> str:
     try_out(forwarder)
     base = f"http://{settings.host}:{settings.port}{settings.prefix[0]}"
     lines = [
-        f"Beacons are taken at {base}/e, /s and /a; collector processes: {settings.workers}.",
+        f"Beacons are taken at {base}/e, /s and /a, several at once at /b; collector processes: {settings.workers}.",
+        *_names(settings),
         _durability(settings),
         f"Beyond {settings.max_bytes:,} bytes in the spool new beacons are refused (503); what is stored stays.",
     ]
@@ -43,6 +44,23 @@ def describe(settings: Settings) -> str:
         "The configuration is good.",
     ]
     return "\n".join(lines)
+
+
+def _names(settings: Settings) -> list[str]:
+    """Other names, and the script."""
+    lines = []
+    if len(settings.prefix) > 1:
+        lines.append(f"Also, for older pages, under {', '.join(prefix or '/' for prefix in settings.prefix[1:])}.")
+    other = [f"{name} is also {', '.join(names)}" for name, names in (settings.endpoints | settings.parameters).items() if names]
+    if other:
+        lines.append(f"Other names: {'; '.join(other)}.")
+    if settings.script:
+        events = ", ".join(settings.script_events) or "nothing"
+        lines.append(
+            f"The script is at {' and '.join(f'{settings.prefix[0]}/{name}.js' for name in settings.script)}; "
+            f"it records unasked: {events}."
+        )
+    return lines
 
 
 def _durability(settings: Settings) -> str:

@@ -10,16 +10,19 @@ import typer
 
 from proxy import __version__, settings
 from proxy.cli import dead
-from proxy.cli.options import ConfigOption, existing_spool
+from proxy.cli.options import ConfigOption, HostOption, HostsOption, existing_spool
 from proxy.enrich import EnricherError
 from proxy.forward.config import CannotTrace
+from proxy.lists.engine import CannotRead, NoEngine
+from proxy.paste.configuration import CannotWrite
+from proxy.paste.nginx import CannotPaste
 from proxy.spool.port import SpoolError
 
 app = typer.Typer(
     name="beacon-proxy",
     help="A first-party beacon proxy: takes a site's tracking beacons without the API key, keeps them safe on disk, and delivers "
     "them to the vendor with the key put in on the server.",
-    epilog="Start with `beacon-proxy demo` (needs nothing), then `beacon-proxy check` with your settings, then `serve`.",
+    epilog="Start with `beacon-proxy demo` (needs nothing); then `init` for settings of your own, `check` and `serve`.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -107,6 +110,78 @@ def check(
     from proxy.cli.check import describe
 
     print(settings.table() if table else describe(settings.load(config)))
+
+
+@app.command(epilog="Example: beacon-proxy init /etc/beacon-proxy/proxy.toml --host www.shop.example")
+def init(
+    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="Where to write it.")] = Path("beacon-proxy.toml"),
+    host: HostOption = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace FILE if it is there; pages with its old names lose their beacons.")
+    ] = False,
+    all_names: Annotated[
+        bool, typer.Option("--all-names", help="Hide the names of properties too, by a mark and base64url (docs/paths.md).")
+    ] = False,
+) -> None:
+    """Write a configuration with names of its own, drawn by lot, and say what goes into nginx and into pages.
+
+    Filter lists block paths, script names and parameters that they know; they cannot know names that no other installation has.
+    An existing FILE is left as it is. Exit status 0 or 2.
+    """
+    from proxy.cli.init import run
+
+    print(run(file, host, force, all_names))
+
+
+@app.command(epilog="Example: beacon-proxy snippet nginx > /etc/nginx/snippets/beacon-location.conf")
+def snippet(
+    part: Annotated[str, typer.Argument(metavar="[nginx|html|csp]", help="Print this alone; without it all three.")] = "",
+    config: ConfigOption = None,
+    host: HostOption = "",
+) -> None:
+    """Print what goes elsewhere for a configuration: nginx's locations, a page's HTML, the Content-Security-Policy.
+
+    nginx gets a block for every live prefix; pages get the first of prefixes and names. Exit status 0 or 2.
+    """
+    from proxy.cli.snippet import PARTS, everything, text
+
+    if part and part not in PARTS:
+        raise typer.BadParameter(f"found {part!r}; expected one of {', '.join(PARTS)}, or none for all", param_hint="PART")
+    collector = settings.load(config).collector()
+    print(text(collector, part, host) if part else everything(collector, host), end="")
+
+
+@app.command(
+    "check-path",
+    epilog="Examples: beacon-proxy check-path --json; beacon-proxy check-path easyprivacy.txt my-lists/ --host www.shop.example",
+)
+def check_path(
+    lists: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[LIST]...", help="Filter lists, or directories of *.txt; without any the official ones, fetched."
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    host: HostsOption = None,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Ask for the official lists even if the copies are fresh.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Ask nobody: only the copies of earlier runs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON, for scripts.")] = False,
+) -> None:
+    """Ask the filter lists that browsers use whether they block the configured names; propose others that pass.
+
+    Every live prefix with every name of the endpoints and the script is asked for as image, ping, xhr and script, with typical
+    parameters and those of the beacons in the spool (no value is shown). Each list is asked alone. Official: EasyList,
+    EasyPrivacy, Peter Lowe's, uBlock's; their copies in the user's cache are good for 4 days. Needs the extra `lists`.
+    Exit status: 0 all passes, 1 something is blocked, 2 wrong use. See docs/paths.md.
+    """
+    from proxy.cli.check_path import run
+
+    if lists and (refresh or offline):
+        raise typer.BadParameter("found LIST too; expected it without, for the official lists", param_hint="--refresh, --offline")
+    if refresh and offline:
+        raise typer.BadParameter("found both; expected one", param_hint="--refresh, --offline")
+    raise typer.Exit(run(settings.load(config), lists or [], host or [], refresh, offline, as_json))
 
 
 @app.command()
@@ -220,6 +295,10 @@ def doctor(
     raise typer.Exit(run(config, url, site_url, ca, canary, as_json))
 
 
+PLAIN = (settings.SettingsError, SpoolError, EnricherError, CannotTrace, NoEngine, CannotRead, CannotWrite, CannotPaste)
+"""What says of itself what was found, what was expected and what to do."""
+
+
 def main() -> None:
     """Entry point. A mistake of the user's is told in plain words, with exit status 2; never as a traceback."""
     try:
@@ -227,7 +306,7 @@ def main() -> None:
     except sqlite3.Error as error:
         print(f"beacon-proxy: spool: {error}; expected a readable spool directory (setting spool)", file=sys.stderr)
         sys.exit(1)
-    except (settings.SettingsError, SpoolError, EnricherError, CannotTrace) as error:
+    except PLAIN as error:
         for line in str(error).splitlines():
             print(f"beacon-proxy: {line}", file=sys.stderr)
         sys.exit(2)

@@ -7,11 +7,36 @@ from typing import Annotated
 import typer
 
 from proxy import settings
+from proxy.settings import values
 from proxy.spool import begun, look_into
 from proxy.spool.port import SpoolConfig
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", help="TOML file with the settings; the environment wins over it.", metavar="FILE")
+]
+
+
+def _host(text: str) -> str:
+    try:
+        (name,) = values.hosts([text])  # type: ignore[misc]
+    except ValueError:
+        name = "*"
+    if "*" in name:
+        raise typer.BadParameter(f"found {text!r}; expected a host name such as www.example.com")
+    return str(name)
+
+
+HostOption = Annotated[
+    str,
+    typer.Option(
+        parser=lambda text: _host(text) if text else "",
+        metavar="HOST",
+        help="Write addresses with this host; without it they are the page's own.",
+    ),
+]
+HostsOption = Annotated[
+    list[str] | None,
+    typer.Option(parser=_host, metavar="HOST", help="Host of the pages; may be given several times. Without it those of sites."),
 ]
 
 

@@ -55,7 +55,7 @@ class Settings(BaseModel):
         [""],
         description="Path before `/e`, `/s`, `/a` and `/b`; of several all are taken, the first is for new pages.",
     )
-    script: Annotated[list[str], BeforeValidator(paths.path_names)] = Field(
+    script: Annotated[list[str], BeforeValidator(paths.script_names)] = Field(
         [], description="Name of the browser script, `{prefix}/NAME.js`, or several. None: no script is served."
     )
     script_events: Annotated[list[str], BeforeValidator(values.script_events)] = Field(
@@ -174,6 +174,11 @@ class Settings(BaseModel):
     def _script_reads_the_cookie(self) -> Self:
         if self.script and self.cookie_http_only:
             raise ValueError("cookie_http_only: found true beside script, which reads that cookie; expected false, or no script")
+        return self
+
+    @model_validator(mode="after")
+    def _names_pass_together(self) -> Self:
+        paths.together(self.prefix, self.script, self.endpoints.items())
         return self
 
     @model_validator(mode="after")

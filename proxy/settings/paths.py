@@ -1,11 +1,12 @@
 """What a path and a parameter may be called. What filter lists are known to match is refused here, with the reason."""
 
 import re
+from collections.abc import Callable, Iterable, Sequence
 
 from proxy.beacon import plain_name, reserved_name
 from proxy.collector.aliases import ANY
 from proxy.hit import BATCH, KINDS
-from proxy.settings.listed import why_listed
+from proxy.settings.listed import why_endpoint, why_prefix, why_script
 from proxy.settings.values import listed_values
 
 CALLS = (*KINDS, BATCH)
@@ -22,21 +23,26 @@ def prefixes(value: object) -> object:
         path = path.strip("/")
         if path and (not re.fullmatch(f"{_SEGMENT}(/{_SEGMENT})*", path) or ".." in path):
             raise ValueError(_PATH)
-        if reason := why_listed(f"/{path}/"):
+        if reason := why_prefix(path):
             raise ValueError(f"{path!r}: {reason}; expected a neutral path such as /amber-fjord")
         found.append("/" + path if path else "")
     return _each_once(found)
 
 
-def path_names(value: object) -> object:
-    """One name or several of the last part of a path. Raises ValueError."""
+def script_names(value: object) -> object:
+    """One name or several of the script, without ".js". Raises ValueError."""
+    return _names(value, why_script)
+
+
+def _names(value: object, why: Callable[[str], str]) -> list[str]:
+    """Last parts of a path. Raises ValueError."""
     found: list[str] = []
     for name in listed_values(value):
+        reason = why(name) if isinstance(name, str) else ""
+        if reason:
+            raise ValueError(f"{name!r}: {reason}; expected a neutral name such as willow")
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_~-]{1,64}", name):
             raise ValueError(f'{name!r} is no name; expected letters, digits, "-", "_" and "~", such as "willow"')
-        for shape in (f"/{name}", f"/{name}.js"):
-            if reason := why_listed(shape):
-                raise ValueError(f"{name!r}: {reason}; expected a neutral name such as willow")
         found.append(name)
     return _each_once(found)
 
@@ -45,10 +51,10 @@ def endpoints(value: object) -> object:
     """{"e": name or names, …}; every name for one call only. Raises ValueError."""
     if not isinstance(value, dict):
         raise ValueError('expected a table: [endpoints] with lines such as e = "lark"')
-    found = {call: path_names(names) for call, names in value.items()}
+    found = {call: _names(names, why_endpoint) for call, names in value.items()}
     taken = {call: call for call in CALLS}
     for call, names in found.items():
-        for name in names if isinstance(names, list) else ():
+        for name in names:
             if taken.setdefault(name, call) != call:
                 raise ValueError(f"{name!r} stands for {taken[name]!r} already; expected another name for {call!r}")
     return found
@@ -77,6 +83,20 @@ def parameters(value: object) -> object:
         if name != ANY and any(alias.startswith(mark) for mark in marks):
             raise ValueError(f"{alias!r} begins like the mark of any name; expected another for {name!r}")
     return found
+
+
+def together(prefixes: Sequence[str], scripts: Sequence[str], endpoints: Iterable[tuple[str, Sequence[str]]]) -> None:
+    """Names that pass alone may be blocked with another setting: at the root of a host, say. Raises ValueError."""
+    for path in prefixes if scripts else ():
+        if reason := why_prefix(path.strip("/"), script=True):
+            raise ValueError(f"prefix: found {path!r}, and a script; {reason}; expected a neutral path such as /amber-fjord")
+    if "" not in prefixes:
+        return
+    named = [("script", name, why_script(name, root=True)) for name in scripts]
+    named += [(f"endpoints.{call}", name, why_endpoint(name, root=True)) for call, names in endpoints for name in names]
+    for setting, name, reason in named:
+        if reason:
+            raise ValueError(f"{setting}: found {name!r} and no prefix; {reason}; expected another name, or a prefix before it")
 
 
 def _each_once(names: list[str]) -> list[str]:

@@ -4,6 +4,7 @@ import contextlib
 import socket
 from pathlib import Path
 
+from proxy.hit import Hit
 from proxy.spool.memory import MemorySpool
 from proxy.spool.port import DeadLetters, Intake, IntakeStats, Ledger, Outlet, SpoolConfig, SpoolError
 from proxy.spool.sqlite.dead import SqliteDeadLetters
@@ -17,6 +18,7 @@ from proxy.spool.sqlite.survey import (
     prepare_directory,
     read_intake_stats,
     read_ledger,
+    sample,
     why_unready,
 )
 from proxy.spool.tap import listening
@@ -75,6 +77,12 @@ def ledger_of(config: SpoolConfig) -> Ledger:
     """The counts, whether or not anything is running."""
     scheme, place = _split(config)
     return _memory(place).ledger() if scheme == "memory" else read_ledger(place)
+
+
+def some_hits(config: SpoolConfig, most: int) -> list[Hit]:
+    """Up to `most` of the hits that wait or are dead, the latest first; none where there is no spool."""
+    scheme, place = _split(config)
+    return [] if scheme == "memory" else sample(place, most)
 
 
 def forwarder_state(config: SpoolConfig) -> bytes:

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from proxy import hit as hits
+from proxy.hit import Hit
 from proxy.outcome import Ending, Outcome
 from proxy.spool.port import RECEIVED, IntakeStats, Ledger, SpoolError
 from proxy.spool.sqlite import file
@@ -89,6 +90,18 @@ def _read_lane(path: Path) -> tuple[list[tuple[str, str, int]], list[bytes]]:
         first = [db.execute(f"SELECT hit FROM {table} ORDER BY id LIMIT 1").fetchone() for table in ("fresh", "waiting")]
         db.execute("COMMIT")
     return rows, [row[0] for row in first if row]
+
+
+def sample(directory: str | Path, most: int) -> list[Hit]:
+    """Some of the hits that wait or are dead, the latest of each lane's tables. What cannot be read is left out."""
+    found: list[Hit] = []
+    for path in file.lane_files(Path(directory)):
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(file.open_file(path)) as db:
+            for table in ("fresh", "waiting", "dead"):
+                for (blob,) in db.execute(f"SELECT hit FROM {table} ORDER BY id DESC LIMIT ?", (most - len(found),)):
+                    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+                        found.append(hits.decode(blob))
+    return found
 
 
 def read_intake_stats(directory: str | Path) -> IntakeStats:

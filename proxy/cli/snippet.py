@@ -1,0 +1,27 @@
+"""`snippet`: what is to be pasted into nginx and pages, for a configuration."""
+
+from proxy.collector.config import CollectorConfig
+from proxy.paste import html, nginx
+
+PARTS = ("nginx", "html", "csp")
+
+
+def text(config: CollectorConfig, part: str, host: str) -> str:
+    """One of PARTS alone, ready to be redirected into a file. Raises CannotPaste."""
+    if part == "nginx":
+        return nginx.locations(config)
+    return html.html(config, host) if part == "html" else html.csp(config, host)
+
+
+def everything(config: CollectorConfig, host: str) -> str:
+    """All parts, with a word on where each goes. Raises CannotPaste."""
+    return f"""\
+== nginx: /etc/nginx/snippets/beacon-location.conf (or: beacon-proxy snippet nginx > FILE), then `include` it in your server block
+
+{text(config, "nginx", host)}
+== HTML, for every page
+
+{text(config, "html", host)}
+== If your pages have a Content-Security-Policy, it must allow at least
+
+{text(config, "csp", host)}"""

@@ -1,0 +1,67 @@
+"""One filter list in the engine that browsers use (adblock-rust): does it block an address, and by which rule?
+
+A visitor may have any lists, so each is asked alone, with its own exceptions. What a list says is input from elsewhere: whatever
+its bytes are, it gives answers or CannotRead.
+"""
+
+from typing import Any, NamedTuple
+
+TYPES = ("image", "ping", "xhr", "script")
+"""How a page asks for an address: <img>, sendBeacon, fetch, <script>."""
+JOIN = " <+> "
+
+
+class CannotRead(Exception):
+    """What was given cannot be used as a filter list; the message says why and what was expected."""
+
+
+class NoEngine(Exception):
+    """The extra `lists` is not installed."""
+
+
+class Rule(NamedTuple):
+    """What blocks."""
+
+    list: str
+    text: str
+
+
+class FilterList:
+    """A list, ready to be asked. Raises NoEngine or CannotRead."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self.name = name
+        self._engine = _engine(name, text)
+        self._alone: dict[str, Any] = {}
+
+    def blocks(self, url: str, page: str, kind: str) -> Rule | None:
+        """The rule that blocks `url`, asked for by `page` as one of TYPES; None if it passes."""
+        answer = self._engine.check_network_urls(url, page, kind)
+        if not answer.matched:
+            return None
+        return Rule(self.name, self._the_rule(answer.filter or "", url, page, kind))
+
+    def _the_rule(self, joined: str, url: str, page: str, kind: str) -> str:
+        """The engine joins rules that look alike and names all of them; the one is found by asking each alone."""
+        rules = joined.split(JOIN)
+        for rule in rules if len(rules) > 1 else ():
+            if rule not in self._alone:
+                self._alone[rule] = _engine(self.name, rule)
+            if self._alone[rule].check_network_urls(url, page, kind).matched:
+                return rule
+        return rules[0]
+
+
+def _engine(name: str, text: str) -> Any:
+    try:
+        import adblock
+    except ImportError:
+        raise NoEngine("filter lists need the extra `lists`: pip install 'beacon-proxy[lists]'") from None
+    try:
+        rules = adblock.FilterSet(debug=True)
+        rules.add_filter_list(text)
+        return adblock.Engine(rules)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the engine is no Exception
+        raise CannotRead(f"{name}: the engine cannot read it ({type(error).__name__}); expected a filter list") from None
