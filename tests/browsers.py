@@ -78,8 +78,9 @@ FIREFOX_PREFERENCES: dict[str, str | int | bool] = {
     # "work offline" is meant for this machine's servers too
     "network.disable-localhost-when-offline": True,
     "network.manage-offline-status": False,
-    # no process is started before there is a page for it
+    # no process is started before there is a page for it, and nothing is drawn that moves
     "dom.ipc.processPrelaunch.enabled": False,
+    "ui.prefersReducedMotion": 1,
 }
 
 

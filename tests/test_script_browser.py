@@ -385,6 +385,23 @@ def test_a_policy_for_the_vendors_images_is_enough(site: TrackedSite, browser: B
     assert page.run("return localStorage.length") == 0
 
 
+def test_by_images_too_a_click_that_leads_away_is_counted(site: TrackedSite, browser: Browser) -> None:
+    """No image outlives its page; it must have been asked for before the page goes."""
+    page = browser.page()
+    page.open(
+        site.page(
+            "/",
+            "<a id=go href=/next>Buy</a>",
+            calls="_kmq.push(['trackClick', 'go', 'Clicked Buy']);",
+            csp="default-src 'none'; script-src 'self' 'unsafe-inline'; img-src 'self'",
+        )
+    )
+    until(page, "window.KM")
+    page.click("#go")
+    until(page, "location.pathname == '/next'")
+    assert said(site.wait(1)) == [("e", "Clicked Buy", anonymous(browser))]
+
+
 @pytest.mark.xfail(reason="sent again by image from another page, a beacon is that page's", strict=True)
 def test_by_images_too_a_resend_from_another_page_is_the_same(site: TrackedSite, browser: Browser) -> None:
     """An image says by its Referer which page it is of; one that is sent again must not become another page's beacon."""
