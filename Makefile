@@ -38,7 +38,7 @@ lint: setup ## Check style, types, the direction of imports and what is generate
 	$(RUN)python -m proxy.script.build --check
 
 .PHONY: script
-script: setup ## Make the browser script that is served of its source
+script: setup ## Make the browser script that is served from its source
 	$(RUN)python -m proxy.script.build
 
 .PHONY: docs

@@ -49,7 +49,7 @@ class Asked(NamedTuple):
 
 
 class Line:
-    """What lies between the browsers and the server: it relays, refuses, or loses every answer."""
+    """What lies between the browsers and the server: it relays, holds back, refuses, or loses every answer."""
 
     def __init__(self, to: int) -> None:
         self._to = to
@@ -58,6 +58,8 @@ class Line:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.bind(("127.0.0.1", self.port))  # by number: so it stays ours while it does not listen (Linux)
         self.loses_answers = False
+        self.flowing = asyncio.Event()
+        self.flowing.set()
         self._server: asyncio.Server | None = None
         self._ends: set[asyncio.StreamWriter] = set()
 
@@ -94,6 +96,10 @@ class Line:
         while piece := await reader.read(65_536):
             if answers and self.loses_answers:
                 raise ConnectionResetError
+            if not answers and not self.flowing.is_set():
+                await self.flowing.wait()
+                if reader.at_eof() or reader.exception():
+                    raise ConnectionResetError  # the browser has given it up
             writer.write(piece)
             await writer.drain()
         if not answers:
@@ -121,7 +127,7 @@ class TrackedSite:
         self._thread.start()
         self._ready.wait(20)
         self.url = f"http://127.0.0.1:{self.line.port}"
-        self.other_url = f"http://localhost:{self.line.port}"
+        self.other_url = f"http://localhost:{self.other_line.port}"
 
     # What a test says
 
@@ -141,7 +147,12 @@ class TrackedSite:
 
     def mend_line(self) -> None:
         self.line.loses_answers = False
+        self._loop.call_soon_threadsafe(self.line.flowing.set)
         self._do(self.line.up() if self.line._server is None else asyncio.sleep(0))
+
+    def hold_back(self) -> None:
+        """Requests wait on the way, until the line is mended; what the browser gives up meanwhile never arrives."""
+        self._loop.call_soon_threadsafe(self.line.flowing.clear)
 
     def lose_answers(self) -> None:
         """Requests still reach the server; no answer reaches the browser."""
@@ -185,10 +196,13 @@ class TrackedSite:
             forwarder = Forwarder(ForwarderConfig(self.spool, sites, enrich=enrich, shutdown_grace_s=1), open_outlet(self.spool))
             forwarding = asyncio.create_task(forwarder.run())
             self.line = Line(public)
+            self.other_line = Line(public)
             await self.line.up()
+            await self.other_line.up()
             self._ready.set()
             await self._stopping.wait()
             await self.line.close()
+            await self.other_line.close()
             forwarder.stop()
             await forwarding
         self._intake.close()

@@ -3,7 +3,8 @@
  * several at once; what cannot be handed over waits in localStorage. A line never changes: sent again from wherever, it is the
  * same to the byte, and the vendor counts it once.
  *
- * No exception may reach the page: all that the page or the browser calls goes through safe(). It must stay below 3 KiB (gzip).
+ * No exception may reach the page: all that the page or the browser calls goes through safe(). And every visitor loads every byte:
+ * a test has the limit.
  */
 ((S, w, d, nav) => {
   const script = d.currentScript;
@@ -63,12 +64,11 @@
     return identity(safe(decodeURIComponent)(value || "") || value);
   };
 
-  const write = (name, value, seconds, domain) =>
-    safe(() => {
-      d.cookie =
-        COOKIE + name + "=" + value + ";path=/;samesite=lax;max-age=" + seconds +
-        (domain ? ";domain=" + domain : "") + (location.protocol == "https:" ? ";secure" : "");
-    })();
+  const write = safe((name, value, seconds, domain) => {
+    d.cookie =
+      COOKIE + name + "=" + value + ";path=/;samesite=lax;max-age=" + seconds +
+      (domain ? ";domain=" + domain : "") + (location.protocol == "https:" ? ";secure" : "");
+  });
 
   const remember = (name, value, seconds) => {
     value = escaped(value);
@@ -102,6 +102,7 @@
 
   let pending = [];
   let flying = [];
+  let blocked; // fetch, though not images
   let leaving; // the page is going: what browsers then call failed has mostly been sent
 
   /* ---- The queue of what could not be handed over: lines of "SECONDS LINE", and nobody knows who else writes there */
@@ -117,8 +118,8 @@
   };
 
   const put = (entries) => {
-    while (entries.length > 100 || entries.join("\n").length > 6e4) entries.shift();
-    const text = entries.join("\n");
+    let text;
+    while ((text = entries.join("\n")).length > 6e4 || entries.length > 100) entries.shift();
     try {
       if (text) store[QUEUE] = text;
     } catch (_) {
@@ -140,12 +141,12 @@
     retrying = 0;
     if (!store[QUEUE]) return;
     const all = () => {
-      if (flying[0]) return retry(); // the same line may be among them
       const entries = take();
+      const copies = flying.map(entry); // they are under way, and will tell how they end
       if (objects()) return; // and it is forgotten
-      entries.forEach((entry) => {
-        const a = parseInt(entry);
-        if (now() - a < 3 * 86400) pending.push({ t: entry.slice(entry.indexOf(" ") + 1), a, f: nothing });
+      entries.forEach((text) => {
+        const [a, ...t] = text.split(" ");
+        if (!copies.includes(text) && now() - a < 3 * 86400) pending.push({ t: t.join(" "), a, f: nothing });
       });
       flush();
     };
@@ -195,7 +196,8 @@
     let end = images;
     items.forEach((item) => (item.s = Date.now()));
     flying = flying.concat(items);
-    if (ALIVE)
+    if (blocked) end = leaving ? failed : images;
+    else if (ALIVE)
       try {
         const answer = await fetch(BASE + S.b, {
           method: "POST",
@@ -205,6 +207,7 @@
         });
         end = SAME && answer.status != 200 ? failed : taken;
       } catch (_) {
+        await new Promise((later) => setTimeout(later)); // it may have been cut off by a page that goes, which is told only now
         if (leaving) end = landed;
         else if (!nav.onLine) end = failed;
       }
@@ -217,7 +220,10 @@
     items.forEach((item) => {
       const image = new Image(1, 1);
       item.s = 0; // does not outlive the page
-      on(image, "load", () => taken([item]));
+      on(image, "load", () => {
+        blocked = ALIVE;
+        taken([item]);
+      });
       on(image, "error", () => failed([item]));
       image.src = safe(address)(item.t);
     });
@@ -340,7 +346,7 @@
       KM.record("Page View", { "Viewed URL": page(), Referrer: referrer() });
     },
   };
-  Object.keys(KM).forEach((name) => (KM[name] = safe(KM[name])));
+  for (const name in KM) KM[name] = safe(KM[name]);
 
   /* ---- The queue of the page. The vendor's script empties it and puts an object of its own in its place: each call is seen once,
    * wherever it comes by, and functions and callbacks are the vendor's to call. */
@@ -386,10 +392,10 @@
       if (/^km_./.test(key)) props[key.slice(3)] = value;
     });
     KM.record(query.get("kme"), props);
-    Object.keys(CAMPAIGN).forEach((key) => {
+    for (const key in CAMPAIGN) {
       const value = query.get("utm_" + key);
       if (value) hit = campaign["Campaign " + CAMPAIGN[key]] = value;
-    });
+    }
     if (hit && EVENTS.includes("ad_campaign")) KM.record("Ad Campaign Hit", campaign);
   };
 

@@ -12,7 +12,10 @@ const browser = {
   log: [],
   timers: [],
   broken: [], // "cookies", "storage", "full", "fetch", "keepalive"
-  navigator: { onLine: true },
+  navigator: {
+    onLine: true,
+    locks: { request: (name, f) => new Promise((done) => browser.timers.push({ at: browser.now, f: () => done(f({ name })) })) },
+  },
 };
 
 function advance(ms) {
@@ -125,7 +128,7 @@ function open(code, { url, referrer = "", script = url.split("/").slice(0, 3).jo
   const scope = {
     window, document, navigator, location, fetch, Image, Request, Element, URL, URLSearchParams, btoa,
     setTimeout: (f, ms) => browser.timers.push({ at: browser.now + (ms || 0), f }),
-    setInterval: () => 0,
+    setInterval: (f, ms) => { const again = () => { f(); browser.timers.push({ at: browser.now + ms, f: again }); }; again(); },
     queueMicrotask: (f) => Promise.resolve().then(f),
     crypto: { getRandomValues: (bytes) => bytes.map(() => Math.random() * 256) },
     Date: { now: () => browser.now },
