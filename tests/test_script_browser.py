@@ -404,7 +404,6 @@ def test_by_images_too_a_click_that_leads_away_is_counted(site: TrackedSite, bro
     assert said(site.wait(1)) == [("e", "Clicked Buy", anonymous(browser))]
 
 
-@pytest.mark.xfail(reason="sent again by image from another page, a beacon is that page's", strict=True)
 def test_by_images_too_a_resend_from_another_page_is_the_same(site: TrackedSite, browser: Browser) -> None:
     """An image says by its Referer which page it is of; one that is sent again must not become another page's beacon."""
     site.resends = True

@@ -229,7 +229,9 @@
     });
 
   const address = (line) => {
-    const [kind, query] = line.split(/[? ]/);
+    const [, kind, asked, from] = /(.)\?(\S+) ?(.*)/.exec(line);
+    /* An image's page is the one it is sent from; of another, the line would be another beacon. */
+    const query = from == page() || /(^|&)URL=|^a/.test(kind + "&" + asked) ? asked : "URL=" + escaped(from) + "&" + asked;
     const mark = ALIASES["*"];
     const named = (name) => {
       const plain = decodeURIComponent(name);
