@@ -229,9 +229,9 @@
     });
 
   const address = (line) => {
-    const [, kind, asked, from] = /(.)\?(\S+) ?(.*)/.exec(line);
-    /* An image's page is the one it is sent from; of another, the line would be another beacon. */
-    const query = from == page() || /(^|&)URL=|^a/.test(kind + "&" + asked) ? asked : "URL=" + escaped(from) + "&" + asked;
+    let [, kind, query, from] = line.match(/(.).(.+) (.*)/);
+    /* An image's page is the one it is sent from; of another page, the line would be another beacon. */
+    if (from != page() && !/\bURL=/.test(query)) query += "&URL=" + escaped(from);
     const mark = ALIASES["*"];
     const named = (name) => {
       const plain = decodeURIComponent(name);
