@@ -20,6 +20,8 @@ NOTHING: list[str] = []
 PARAMETERS = [pytest.param(each, id=each.__name__) for each in (chromium, firefox)]
 QUICKER = "<script>{ const slow = setTimeout; setTimeout = (f, ms, ...more) => slow(f, ms / 100, ...more) }</script>"
 """A page on which ten seconds are a tenth of one."""
+PATIENT = "<script>{ const any = setTimeout; setTimeout = (f, ms, ...more) => ms > 2000 ? 0 : any(f, ms, ...more) }</script>"
+"""A page that does nothing only because time has passed."""
 
 Said = list[tuple[str, str, str]]
 
@@ -196,7 +198,7 @@ def test_a_record_just_before_the_tab_is_closed_is_counted(site: TrackedSite, br
 def test_what_was_recorded_offline_arrives_when_the_browser_is_online_again(site: TrackedSite, browser: Browser) -> None:
     """The page stays open: a phone in a tunnel. The time is that of the call."""
     page = browser.page()
-    page.open(site.page("/", calls="_kmq.push(['record', 'Before']);"))
+    page.open(site.page("/", calls="_kmq.push(['record', 'Before']);", head=PATIENT + SNIPPET))
     site.wait(1)
     asked = len(site.sent())
     browser.offline(True)
@@ -279,7 +281,7 @@ def test_two_tabs_are_one_visitor_and_one_visit(site: TrackedSite, browser: Brow
 def test_two_tabs_send_what_was_recorded_offline_once(site: TrackedSite, browser: Browser) -> None:
     """Both hear that the browser is online again, and both have the same queue."""
     first, second = browser.page(), browser.page()
-    first.open(site.page("/"))
+    first.open(site.page("/", head=PATIENT + SNIPPET))
     second.open(f"{site.url}/")
     for page in (first, second):
         until(page, "window.KM")
