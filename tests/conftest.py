@@ -236,6 +236,27 @@ def serve(sandbox: SandboxProcess, tmp_path: Path) -> Iterator[Callable[..., Pro
             process.kill()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each browser of test_script_browser.py is one worker's, who starts it once. Other tests go out some at a time, in order:
+    what neighbours share is made once for them."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneBrowserOneWorker(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            if module.endswith("test_script_browser.py"):
+                return "firefox" if "[firefox" in nodeid else "chromium"
+            return f"{module} {self._place(nodeid) // 8}"
+
+        def _place(self, nodeid: str) -> int:
+            if not hasattr(self, "_places"):
+                self._places = {name: place for place, name in enumerate(self.collection)}
+            return self._places[nodeid]
+
+    return OneBrowserOneWorker(config, log) if config.getvalue("dist") == "load" else None
+
+
 def need(tool: str, package: str) -> str:
     """The path of a program from Debian; without it the test is skipped saying what to install, and under CI it fails."""
     import shutil
