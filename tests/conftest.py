@@ -1,6 +1,7 @@
 """What the tests stand on: real processes and real sockets. The vendor is the sandbox, over HTTP; nothing else is pretended."""
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -17,6 +18,13 @@ import pytest
 
 from proxy.admin.summary import read
 from proxy.spool.port import SpoolConfig
+
+# httpx reads all certificate authorities for each client, 17 ms of processor time, and hardly a test speaks TLS: once is enough.
+httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_context)
+
+# Processes start as they do at a user's, with their bytecode at hand, even where an environment says to keep none.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 API_KEY = "test-key-5f2c8e"
 DEADLINE_S = 20.0
@@ -169,8 +177,47 @@ def sandbox() -> SandboxProcess:
 @pytest.fixture(scope="session", autouse=True)
 def _end_shared() -> Iterator[None]:
     yield
+    _end_running()
     for process in _shared:
         process.stop()
+
+
+_running: list[tuple[dict[str, Any], ProxyProcess]] = []
+"""At most one, with its settings."""
+
+
+def _end_running() -> None:
+    while _running:
+        _, proxy = _running.pop()
+        if proxy.process.poll() is None:
+            proxy.kill()
+
+
+def _at_rest(proxy: ProxyProcess) -> bool:
+    """Whether it lives, and all that it was given is delivered; if that takes longer, it is no good for others."""
+    deadline = time.monotonic() + 5
+    while proxy.process.poll() is None and time.monotonic() < deadline:
+        if proxy.status()["pending"] == 0:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.fixture
+def running(sandbox: SandboxProcess, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ProxyProcess]:
+    """Like `serve`, for tests that need no proxy of their own and change nothing in it. Others may have used it before: its
+    ledger need not begin at zero, but nothing of theirs is pending. A worker keeps one, until other settings are asked for."""
+
+    def get(**settings: Any) -> ProxyProcess:
+        settings = {"upstream": sandbox.url, **settings}
+        if _running and _running[0][0] == settings and _at_rest(_running[0][1]):
+            httpx.delete(f"{sandbox.url}/received", timeout=10)
+        else:
+            _end_running()
+            _running.append((settings, ProxyProcess(tmp_path_factory.mktemp("running") / "spool", **settings)))
+        return _running[0][1]
+
+    return get
 
 
 @pytest.fixture

@@ -97,17 +97,17 @@ def test_discard_asks_first_and_the_ledger_says_where_they_went(proxy: ProxyProc
         (["discard", "--newer", "-5m"], "7d"),
     ],
 )
-def test_mistakes_are_told_with_what_was_expected(serve: Serve, arguments: list[str], expected: str) -> None:
+def test_mistakes_are_told_with_what_was_expected(running: Serve, arguments: list[str], expected: str) -> None:
     """Exit status 2, no traceback, and nothing happens."""
-    done = dead(serve(), *arguments)
+    done = dead(running(), *arguments)
     assert done.returncode == 2
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_nothing_dead_is_said_in_words(serve: Serve) -> None:
+def test_nothing_dead_is_said_in_words(running: Serve) -> None:
     """Also with no spool at all."""
-    assert dead(serve(), "list").stdout == "No dead letters.\n"
+    assert dead(running(), "list").stdout == "No dead letters.\n"
 
 
 def test_a_look_at_a_spool_that_is_not_there_says_so(tmp_path: Path) -> None:

@@ -122,18 +122,18 @@ def answers(proxy: ProxyProcess, request: bytes, n: int) -> bytes:
         return got
 
 
-def test_both_ways_answer_the_same_bytes(serve: Serve) -> None:
+def test_both_ways_answer_the_same_bytes(running: Serve) -> None:
     """An empty Expect sends a request the long way; but for the date, nothing tells them apart."""
-    proxy = serve()
+    proxy = running()
     request = b"GET /e?_n=a&_p=b HTTP/1.1\r\nHost: shop.example\r\nOrigin: https://shop.example\r\n%s\r\n"
     short, long = (answers(proxy, request % extra, 1) for extra in (b"", b"Expect: nothing\r\n"))
     undated = [sorted(line for line in answer.split(b"\r\n") if not line.startswith(b"date")) for answer in (short, long)]
     assert undated[0] == undated[1]
 
 
-def test_pipelined_requests_are_answered_in_their_order_whatever_way_they_go(serve: Serve, sandbox: SandboxProcess) -> None:
+def test_pipelined_requests_are_answered_in_their_order_whatever_way_they_go(running: Serve, sandbox: SandboxProcess) -> None:
     """Short, long, short, with a body in between, in one segment."""
-    proxy = serve()
+    proxy = running()
     short = b"GET /e?_n=%d&_p=b HTTP/1.1\r\nHost: a\r\n\r\n"
     wrong = b"DELETE /e HTTP/1.1\r\nHost: a\r\n\r\n"
     posted = b"POST /e?_n=%d HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n_p=b"
@@ -143,9 +143,9 @@ def test_pipelined_requests_are_answered_in_their_order_whatever_way_they_go(ser
     assert {beacon["params"]["_n"] for beacon in sandbox.wait(6)} == {"1", "2", "3", "4", "5", "6"}
 
 
-def test_what_arrives_while_a_beacon_waits_is_read_in_its_order(serve: Serve, sandbox: SandboxProcess) -> None:
+def test_what_arrives_while_a_beacon_waits_is_read_in_its_order(running: Serve, sandbox: SandboxProcess) -> None:
     """Many requests in many small segments: none may overtake another, or be torn."""
-    proxy = serve()
+    proxy = running()
     n = 200
     stream = b"".join(b"GET /e?_n=%d&_p=b HTTP/1.1\r\nHost: a\r\n\r\n" % i for i in range(n))
     with socket.create_connection(("127.0.0.1", proxy.port), timeout=10) as connection:

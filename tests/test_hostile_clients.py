@@ -49,9 +49,9 @@ def test_a_request_that_does_not_arrive_is_cut_off_and_not_stored(serve: Serve) 
     assert proxy.status()["received"] == 9
 
 
-def test_a_client_that_closes_its_half_still_gets_its_answer(serve: Serve, sandbox: SandboxProcess) -> None:
+def test_a_client_that_closes_its_half_still_gets_its_answer(running: Serve, sandbox: SandboxProcess) -> None:
     """`printf … | nc` does that."""
-    proxy = serve()
+    proxy = running()
     connection = connect(proxy)
     connection.sendall(b"GET /e?_n=half&_p=me HTTP/1.1\r\nHost: a\r\n\r\n")
     connection.shutdown(socket.SHUT_WR)
@@ -61,9 +61,9 @@ def test_a_client_that_closes_its_half_still_gets_its_answer(serve: Serve, sandb
     assert sandbox.wait(1)[0]["params"]["_n"] == "half"
 
 
-def test_a_client_that_is_gone_before_the_answer_has_its_beacon_stored(serve: Serve, sandbox: SandboxProcess) -> None:
+def test_a_client_that_is_gone_before_the_answer_has_its_beacon_stored(running: Serve, sandbox: SandboxProcess) -> None:
     """Pages are left while their beacons fly."""
-    proxy = serve()
+    proxy = running()
     for n in range(20):
         connection = connect(proxy)
         connection.sendall(f"GET /e?_n=gone{n}&_p=me HTTP/1.1\r\nHost: a\r\n\r\n".encode())
@@ -82,9 +82,9 @@ def test_a_client_that_is_gone_before_the_answer_has_its_beacon_stored(serve: Se
         pytest.param((b"POST /e HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"X-Trailer: y\r\n" * 500), id="trailers"),
     ],
 )
-def test_endless_input_is_ended(serve: Serve, endless: tuple[bytes, bytes]) -> None:
+def test_endless_input_is_ended(running: Serve, endless: tuple[bytes, bytes]) -> None:
     """After a bounded number of bytes, with an answer or without; never with memory."""
-    proxy = serve()
+    proxy = running()
     begin, more = endless
     connection = connect(proxy)
     connection.sendall(begin)
@@ -97,23 +97,24 @@ def test_endless_input_is_ended(serve: Serve, endless: tuple[bytes, bytes]) -> N
     assert httpx.get(f"{proxy.url}/e?_n=other&_p=me").status_code == 200
 
 
-def test_many_idle_connections_do_not_keep_others_out(serve: Serve) -> None:
+def test_many_idle_connections_do_not_keep_others_out(running: Serve) -> None:
     """Each costs a descriptor; the limit is raised to what the machine allows."""
-    proxy = serve()
+    proxy = running()
+    before = proxy.status()["delivered"]
     idle = [connect(proxy) for _ in range(800)]
     for n in range(20):
         assert httpx.get(f"{proxy.url}/e?_n={n}&_p=me", timeout=5).status_code == 200
     for connection in idle:
         connection.close()
-    wait_for(lambda: proxy.status()["delivered"] == 20, "delivery")
+    wait_for(lambda: proxy.status()["delivered"] == before + 20, "delivery")
 
 
 WHOLE = b"POST /e?_n=A#1&x=\xc3\xa9 HTTP/1.1\r\nHost: a\r\nContent-Length: 13\r\n\r\n_p=bob#17&y=2"
 
 
-def test_a_request_is_read_the_same_wherever_its_segments_end(serve: Serve, sandbox: SandboxProcess) -> None:
+def test_a_request_is_read_the_same_wherever_its_segments_end(running: Serve, sandbox: SandboxProcess) -> None:
     """A "#" that was cut would make it somebody else's event. An empty line and two requests, cut at one place each time."""
-    proxy = serve()
+    proxy = running()
     places = [1, 4, 5, 9, 12, 14, 18, 21, 27, 40, len(WHOLE) - 14, len(WHOLE) - 13, len(WHOLE) - 1]
     for at in places:
         with connect(proxy) as connection:
@@ -130,9 +131,9 @@ def test_a_request_is_read_the_same_wherever_its_segments_end(serve: Serve, sand
     assert {(b["params"]["_n"], b["params"]["_p"], b["params"]["x"]) for b in beacons} == {("A#1", "bob#17", "é")}
 
 
-def test_a_body_is_never_read_as_a_request(serve: Serve, sandbox: SandboxProcess) -> None:
+def test_a_body_is_never_read_as_a_request(running: Serve, sandbox: SandboxProcess) -> None:
     """Smuggling: a request in the body of one that was answered before its body came."""
-    proxy = serve()
+    proxy = running()
     for first in (b"POST /nothing", b"PUT /e", b"OPTIONS /e", b"HEAD /e"):
         connection = connect(proxy)
         inner = b"GET /e?_n=SMUGGLED&_p=evil HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -146,9 +147,9 @@ def test_a_body_is_never_read_as_a_request(serve: Serve, sandbox: SandboxProcess
     assert {beacon["params"]["_n"] for beacon in sandbox.wait(4)} == {"honest"}
 
 
-def test_an_upgrade_is_not_taken_up_and_the_body_is_read(serve: Serve, sandbox: SandboxProcess) -> None:
+def test_an_upgrade_is_not_taken_up_and_the_body_is_read(running: Serve, sandbox: SandboxProcess) -> None:
     """curl --http2 and others ask for h2c in passing."""
-    proxy = serve()
+    proxy = running()
     for protocol in (b"h2c", b"websocket"):
         connection = connect(proxy)
         body = b"_n=up-" + protocol + b"&_p=me"

@@ -34,9 +34,9 @@ def person(found: Collected) -> str:
     return found.found.identity
 
 
-def test_a_plain_image_works_and_the_same_person_comes_back(serve: Serve, sandbox: SandboxProcess) -> None:
+def test_a_plain_image_works_and_the_same_person_comes_back(running: Serve, sandbox: SandboxProcess) -> None:
     """No script at all: the server sets the cookie, the browser brings it back."""
-    proxy = serve()
+    proxy = running()
     with httpx.Client(base_url=proxy.url) as browser:
         first = browser.get("/e?_n=Viewed")
         assert "set-cookie" in first.headers

@@ -568,7 +568,7 @@ def test_each_site_has_a_script_of_its_own(command: Command, tmp_path: Path) -> 
         SITE + '[sites.tea]\nhosts = ["*.tea.example"]\napi_key = "k"\n[sites.pot]\nhosts = ["pot.example"]\napi_key = "k"\n'
     )
     out = command("snippet", "html", "-c", "c.toml")[1]
-    assert [line.split(".")[0] for line in out.splitlines() if "The script" in line] == [
+    assert [line.split(";")[0] for line in out.splitlines() if "The script" in line] == [
         "<!-- The script, site tea",
         "<!-- The script, site pot",
     ]

@@ -345,10 +345,10 @@ class Mute:
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_a_beacon_that_was_stored_but_not_answered_counts_once(
-    serve: Serve, sandbox: SandboxProcess, nginx: Callable[..., Nginx], method: str
+    running: Serve, sandbox: SandboxProcess, nginx: Callable[..., Nginx], method: str
 ) -> None:
     """It is offered to the next collector and stored twice, and both copies are the same to the byte, new visitor and all."""
-    proxy = serve(prefix="/x7")
+    proxy = running(prefix="/x7")
     mute = Mute(proxy.port)
     front = nginx(mute.port, proxy.port)
     with front.client("127.0.0.12") as client:
@@ -364,10 +364,10 @@ def test_a_beacon_that_was_stored_but_not_answered_counts_once(
 
 
 def test_a_beacon_that_was_stored_and_logged_counts_once(
-    serve: Serve, sandbox: SandboxProcess, nginx: Callable[..., Nginx]
+    running: Serve, sandbox: SandboxProcess, nginx: Callable[..., Nginx]
 ) -> None:
     """Nobody could know that it was stored; the line in the log has the stamp that the collector got."""
-    proxy = serve(prefix="/x7")
+    proxy = running(prefix="/x7")
     mute = Mute(proxy.port)
     front = nginx(mute.port)
     with front.client("127.0.0.14") as client:

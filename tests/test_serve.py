@@ -16,9 +16,9 @@ from conftest import API_KEY, ProxyProcess, SandboxProcess, children, free_port,
 Serve = Callable[..., ProxyProcess]
 
 
-def test_a_beacon_goes_in_without_the_key_and_reaches_the_vendor_with_it(serve: Serve, sandbox: SandboxProcess) -> None:
+def test_a_beacon_goes_in_without_the_key_and_reaches_the_vendor_with_it(running: Serve, sandbox: SandboxProcess) -> None:
     """The main job."""
-    proxy = serve()
+    proxy = running()
     answer = httpx.get(f"{proxy.url}/e?_n=Viewed&_p=me&Plan=Pro")
     assert (answer.status_code, len(answer.content)) == (200, 43)
     assert answer.content.startswith(b"GIF89a")
@@ -35,9 +35,9 @@ def test_a_beacon_goes_in_without_the_key_and_reaches_the_vendor_with_it(serve: 
     assert abs(int(beacon["params"]["_t"]) - time.time()) < 30
 
 
-def test_every_answer_forbids_every_cache_to_keep_it(serve: Serve) -> None:
+def test_every_answer_forbids_every_cache_to_keep_it(running: Serve) -> None:
     """A cached pixel is a beacon that never arrives."""
-    headers = httpx.get(f"{serve().url}/e?_n=Viewed&_p=me").headers
+    headers = httpx.get(f"{running().url}/e?_n=Viewed&_p=me").headers
     assert "no-store" in headers["cache-control"]
     assert headers["cdn-cache-control"] == headers["surrogate-control"] == "no-store"
     assert headers["content-length"] == "43"
@@ -46,18 +46,18 @@ def test_every_answer_forbids_every_cache_to_keep_it(serve: Serve) -> None:
 @pytest.mark.parametrize(
     "evil", ["_k=EVIL", "%5Fk=EVIL", "%5f%6b=EVIL", "_K=EVIL", "_k[]=EVIL", "+_k=EVIL", ".k=EVIL", "_k=EVIL&_k=EVIL2"]
 )
-def test_a_clients_own_key_never_goes_upstream(serve: Serve, sandbox: SandboxProcess, evil: str) -> None:
+def test_a_clients_own_key_never_goes_upstream(running: Serve, sandbox: SandboxProcess, evil: str) -> None:
     """The key is the server's, however the client writes its own."""
-    proxy = serve()
+    proxy = running()
     httpx.post(f"{proxy.url}/e?{evil}&_n=Viewed&_p=me", content=evil, headers={"content-type": "text/plain"})
     [beacon] = sandbox.wait(1)
     assert "EVIL" not in beacon["query"] + beacon["body"]
     assert [value for name, value in beacon["pairs"] if name == "_k"] == [API_KEY]
 
 
-def test_query_and_body_are_read_together(serve: Serve, sandbox: SandboxProcess) -> None:
+def test_query_and_body_are_read_together(running: Serve, sandbox: SandboxProcess) -> None:
     """sendBeacon posts text/plain; forms post urlencoded; a real client sends a GET with a body."""
-    proxy = serve()
+    proxy = running()
     httpx.post(f"{proxy.url}/e?_n=One", content="_p=me&Plan=Pro", headers={"content-type": "text/plain;charset=UTF-8"})
     httpx.post(f"{proxy.url}/e", data={"_n": "Two", "_p": "me", "Plan": "Pro"})
     httpx.request("GET", f"{proxy.url}/e", content=iter([b"_n=Three&", b"_p=me&Plan=Pro"]))

@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -55,9 +56,10 @@ class Watched:
         assert API_KEY not in self.page.content()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """Debian's chromium. One for each test: playwright holds the thread's event loop as long as it lives."""
+    """Debian's chromium; each test has a context, which is a profile of its own. Not for longer than this file: playwright holds
+    the thread's event loop as long as it lives."""
     path = need("chromium", "chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, headless=True, args=ARGUMENTS)
@@ -374,7 +376,8 @@ def test_ten_pages_cost_the_spool_as_much_as_one(tmp_path: Path, monkeypatch: py
             for _ in range(20):
                 assert None not in await asyncio.gather(*(look.latest() for _ in range(10)))
 
-    asyncio.run(ten_pages())
+    with ThreadPoolExecutor() as elsewhere:  # this thread's event loop may be playwright's
+        elsewhere.submit(asyncio.run, ten_pages()).result()
     assert read["ledger_of"] <= 3
     assert all(n <= 3 for n in read.values()), read
 

@@ -79,9 +79,9 @@ def sent_until(tail: Tail, send: Callable[[], Any], wanted: str = "") -> str:
     return str(wait_for(seen, "a line"))
 
 
-def test_a_delivered_beacon_is_shown_masked_and_with_values_when_asked(serve: Serve, tail: Callable[..., Tail]) -> None:
+def test_a_delivered_beacon_is_shown_masked_and_with_values_when_asked(running: Serve, tail: Callable[..., Tail]) -> None:
     """What is on a terminal ends up in tickets: persons and values are shown to whoever asks only."""
-    proxy = serve()
+    proxy = running()
     masked, open_ = tail(proxy, "--json"), tail(proxy, "--json", "--values")
     url = f"{proxy.url}/e?_n=Viewed&_p=jane@shop.example&Plan=Pro"
     plain, hidden = (json.loads(sent_until(one, lambda: httpx.get(url))) for one in (open_, masked))
@@ -120,9 +120,9 @@ def test_failing_shows_what_was_not_delivered(serve: Serve, tail: Callable[..., 
         upstream.stop()
 
 
-def test_it_ends_by_number_by_time_and_by_ctrl_c_with_status_0(serve: Serve, tail: Callable[..., Tail]) -> None:
+def test_it_ends_by_number_by_time_and_by_ctrl_c_with_status_0(running: Serve, tail: Callable[..., Tail]) -> None:
     """Scripts count on it."""
-    proxy = serve()
+    proxy = running()
     counted, timed, followed = tail(proxy, "-n", "2"), tail(proxy, "--for", "1"), tail(proxy)
     sent_until(counted, lambda: httpx.get(f"{proxy.url}/e?_n=Viewed&_p=me"))
     for _ in range(2):
@@ -132,9 +132,9 @@ def test_it_ends_by_number_by_time_and_by_ctrl_c_with_status_0(serve: Serve, tai
     assert counted.line().count("delivered") == 1
 
 
-def test_a_reader_that_goes_away_is_a_good_end(serve: Serve) -> None:
+def test_a_reader_that_goes_away_is_a_good_end(running: Serve) -> None:
     """`beacon-proxy tail | head -1`."""
-    proxy = serve()
+    proxy = running()
     process = subprocess.Popen(
         f"{sys.executable} -m proxy tail | head -1",
         shell=True,
@@ -154,9 +154,11 @@ def test_a_reader_that_goes_away_is_a_good_end(serve: Serve) -> None:
     assert b"Error" not in err
 
 
-def test_when_nothing_comes_it_says_what_it_waits_for(serve: Serve, tail: Callable[..., Tail], tmp_path: Path) -> None:
+def test_when_nothing_comes_it_says_what_it_waits_for(
+    serve: Serve, running: Serve, tail: Callable[..., Tail], tmp_path: Path
+) -> None:
     """Silence has several reasons: nothing happens, nothing matches, or nobody delivers."""
-    proxy, stopped = serve(), serve(spool=tmp_path / "other")
+    proxy, stopped = running(), serve(spool=tmp_path / "other")
     stopped.stop()
     waiting, alone = tail(proxy, "--name", "never*", "--kind", "e"), tail(stopped)
     wait_for(lambda: httpx.get(f"{proxy.url}/e?_n=Viewed&_p=me") and not waiting.err.empty(), "a word")
@@ -185,9 +187,9 @@ def test_a_mistake_is_told_in_plain_words(tmp_path: Path) -> None:
     assert "Example: beacon-proxy tail" in run("--help").stdout
 
 
-def test_hostile_text_reaches_no_terminal(serve: Serve) -> None:
+def test_hostile_text_reaches_no_terminal(running: Serve) -> None:
     """An event's name may clear a screen, set a title or write backwards; on a real terminal, with colours."""
-    proxy = serve()
+    proxy = running()
     master, slave = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "proxy", "tail", "--values", "-n", "1"],

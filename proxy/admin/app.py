@@ -2,13 +2,11 @@
 
 import asyncio
 
-from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from proxy.admin import metrics as prometheus
 from proxy.admin import page
 from proxy.admin.config import AdminConfig
 from proxy.admin.page.look import Look
@@ -41,6 +39,10 @@ def make_app(config: AdminConfig, look: Look) -> Starlette:
         return JSONResponse(await asyncio.to_thread(read, config.spool), headers={"cache-control": "no-store", "vary": "accept"})
 
     async def metrics(request: Request) -> Response:
+        from prometheus_client import CONTENT_TYPE_LATEST
+
+        from proxy.admin import metrics as prometheus  # a tenth of the process' start, for those alone who scrape
+
         try:
             seen = await asyncio.wait_for(asyncio.to_thread(prometheus.look, config), SCRAPE_PATIENCE_S)
         except TimeoutError:

@@ -4,6 +4,14 @@ import msgspec
 
 from proxy.spool.port import SpoolConfig
 
+SCRIPT_EVENTS = {
+    "visited_site": "Visited Site",
+    "page_view": "Page View",
+    "search_engine": "Search Engine Hit",
+    "ad_campaign": "Ad Campaign Hit",
+}
+"""What the script may record unasked: the setting's word and the event's name, as the vendor's library has it."""
+
 
 class ConsentRules(msgspec.Struct, frozen=True):
     """Whose beacons are forgotten."""
@@ -20,7 +28,7 @@ class ScriptRules(msgspec.Struct, frozen=True):
     names: tuple[str, ...] = ()
     """File names under the prefixes, without ".js"; none: no script is served."""
     events: tuple[str, ...] = ()
-    """What it records unasked: "visited_site", "page_view", "search_engine", "ad_campaign"."""
+    """What it records unasked, of SCRIPT_EVENTS."""
     beside_vendor: bool = False
     """Whether the vendor's script is on the page as well and shares the queue."""
 

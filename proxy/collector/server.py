@@ -263,6 +263,7 @@ def make_server(app: Any, grace_s: float, express: Express | None = None, linger
         uvicorn.Config(
             app,
             http=protocol,
+            ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from proxy import __version__
 from proxy.collector.collect import Headers as Asked
-from proxy.collector.config import CollectorConfig, SiteRules
+from proxy.collector.config import SCRIPT_EVENTS, CollectorConfig, SiteRules
 from proxy.collector.pixel import Headers
 from proxy.hit import BATCH, KINDS
 from proxy.script import Script, make
@@ -33,10 +33,9 @@ def script_of(config: CollectorConfig, site: str) -> Script:
         "r": config.consent.consent_cookie,
         "d": config.sites.get(site, SiteRules()).cookie_domain,
         "i": int(config.identity),
-        "u": list(config.script.events),
-        "v": int(config.script.beside_vendor),
+        "u": [SCRIPT_EVENTS[event] for event in config.script.events],
     }
-    return make({name: value for name, value in settings.items() if value})
+    return make({name: value for name, value in settings.items() if value}, config.script.beside_vendor)
 
 
 class Scripts:

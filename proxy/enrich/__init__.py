@@ -7,7 +7,6 @@ always wins: only blanks are filled. No clock, no network, no chance, so that a 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib import import_module
-from importlib.metadata import entry_points
 
 from proxy.beacon import MAX_NAME, MAX_VALUE, Beacon, fold, plain_name, reserved_name
 from proxy.enrich.config import DEFAULT, EnrichConfig
@@ -40,6 +39,8 @@ class EnricherError(Exception):
 
 def own_enrichers() -> list[str]:
     """The names of enrichers that installed packages bring."""
+    from importlib.metadata import entry_points
+
     return sorted(point.name for point in entry_points(group=GROUP))
 
 
@@ -63,6 +64,8 @@ def _load(name: str, config: EnrichConfig) -> Enricher:
                 module.engine()
             found = getattr(module, attribute)
             return found(config.geo_database) if name == "geo" else found  # type: ignore[no-any-return]
+        from importlib.metadata import entry_points  # slow to load, and most have no use for it
+
         points = entry_points(group=GROUP, name=name)
         if not points:
             raise EnricherError(f"enrichers: found {name!r}; expected {', '.join(ENRICHERS)} or an entry point in {GROUP}")

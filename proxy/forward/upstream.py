@@ -6,7 +6,6 @@ Both send the same bytes: no redirects followed, no cookies kept, no conditional
 import asyncio
 import logging
 from datetime import timedelta
-from http.cookiejar import DefaultCookiePolicy
 from typing import Protocol
 
 from proxy import __version__
@@ -78,6 +77,8 @@ class HttpxUpstream:
     """The portable engine, for platforms without the other's wheel."""
 
     def __init__(self, timeout_s: float, connections: int) -> None:
+        from http.cookiejar import DefaultCookiePolicy
+
         import httpx
 
         logging.getLogger("httpx").addFilter(_no_key)  # it logs each request's whole address

@@ -1,6 +1,7 @@
 """The browser script: first-party, and a drop-in for pages written for the vendor's `_kmq` queue.
 
-`source.js` is what is read and changed; `built.js` is made from it (`make script`) and is what is served, settings put in.
+`source.js` is what is read and changed; `built.js` and `beside.js` are made from it (`make script`) and are what is served,
+settings put in.
 """
 
 import base64
@@ -27,9 +28,10 @@ class Script(NamedTuple):
     """For `<script integrity="…">` (Subresource Integrity, section 3.5)."""
 
 
-def make(settings: dict[str, Any]) -> Script:
-    """The script with these settings; the same settings always give the same bytes."""
-    text = (files(__package__) / "built.js").read_text("utf-8")
+def make(settings: dict[str, Any], beside: bool = False) -> Script:
+    """The script with these settings; the same settings always give the same bytes. `beside`: the one for pages that have the
+    vendor's own script as well."""
+    text = (files(__package__) / ("beside.js" if beside else "built.js")).read_text("utf-8")
     plain = json.dumps(settings, separators=(",", ":"), sort_keys=True)
     body = text.replace(SETTINGS, plain).replace(VERSION, __version__).encode("utf-8")
     digest = hashlib.sha384(body).digest()

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, SecretStr
 
 from proxy.beacon import plain_name, reserved_name
+from proxy.collector.config import SCRIPT_EVENTS
 from proxy.enrich import ENRICHERS, own_enrichers
 
 PRESETS = {
@@ -160,9 +161,6 @@ def patterns(value: object) -> object:
         if reserved_name(name):
             raise ValueError(f"{name!r} is the API's own: without it there is no beacon; expected names of properties")
     return names
-
-
-SCRIPT_EVENTS = ("visited_site", "page_view", "search_engine", "ad_campaign")
 
 
 def script_events(value: object) -> object:

@@ -128,7 +128,7 @@ function open(code, { url, referrer = "", script = url.split("/").slice(0, 3).jo
   const scope = {
     window, document, navigator, location, fetch, Image, Request, Element, URL, URLSearchParams, btoa,
     setTimeout: (f, ms) => browser.timers.push({ at: browser.now + (ms || 0), f }),
-    setInterval: (f, ms) => { const again = () => { f(); browser.timers.push({ at: browser.now + ms, f: again }); }; again(); },
+    setInterval: (f, ms) => { const again = () => browser.timers.push({ at: browser.now + ms, f: () => { again(); f(); } }); again(); },
     queueMicrotask: (f) => Promise.resolve().then(f),
     crypto: { getRandomValues: (bytes) => bytes.map(() => Math.random() * 256) },
     Date: { now: () => browser.now },
