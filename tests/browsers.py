@@ -1,6 +1,7 @@
 """Debian's two browsers behind one protocol: what a visitor does, in words that both of them know.
 
-One process of each is enough for all tests: `fresh` ends what a test opened and forgets what it left behind.
+One process of each is enough for all tests, and one tab for most: `fresh` ends what a test opened and forgets what it left
+behind. (What a site keeps in storage is its own; each test's has another port.)
 """
 
 import contextlib
@@ -176,11 +177,13 @@ class Chromium:
     def __init__(self, browser: PlaywrightBrowser) -> None:
         self._browser = browser
         self._blocking = False
+        self._objecting = False
+        self._idle: list[PlaywrightPage] = []
         self._errors: list[str] = []
         self._context = self._new_context()
 
     def page(self) -> ChromiumPage:
-        return ChromiumPage(self._context.new_page())
+        return ChromiumPage(self._idle.pop() if self._idle else self._context.new_page())
 
     def private(self) -> ChromiumPage:
         context = self._new_context()
@@ -205,6 +208,7 @@ class Chromium:
 
     def object(self) -> None:
         """Chromium has no such setting; this is what one with it does (the GPC specification, sections 3.2 and 3.3)."""
+        self._objecting = True
         self._context.set_extra_http_headers({"sec-gpc": "1"})
         self._context.add_init_script("Object.defineProperty(Navigator.prototype, 'globalPrivacyControl', {value: true})")
 
@@ -214,12 +218,20 @@ class Chromium:
         return self._errors
 
     def fresh(self) -> None:
-        for context in self._browser.contexts:
-            context.close()
         if self._blocking:
             self._block_cookies(False)
+        for context in self._browser.contexts:
+            if context is not self._context or self._objecting:
+                context.close()
+        if self._objecting:
+            self._objecting, self._context = False, self._new_context()
+        for page in self._context.pages[1:]:
+            page.close()
+        for page in self._context.pages:
+            page.goto("about:blank")
+        self._context.clear_cookies()
+        self._idle = self._context.pages
         self._errors = []
-        self._context = self._new_context()
 
     def _new_context(self) -> BrowserContext:
         context = self._browser.new_context()
@@ -270,6 +282,9 @@ class FirefoxPage:
     def __init__(self, marionette: Marionette, handle: str) -> None:
         self._marionette, self._handle = marionette, handle
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FirefoxPage) and self._handle == other._handle
+
     def _focused(self) -> Marionette:
         self._marionette.switch_to_window(self._handle)
         return self._marionette
@@ -305,9 +320,13 @@ class Firefox:
         self._marionette = marionette
         self._first = marionette.current_window_handle
         self._changed: list[str] = []
+        self._idle: list[FirefoxPage] = []
+        self._tabs: list[FirefoxPage] = []
 
     def page(self) -> FirefoxPage:
-        return self._opened("tab", False)
+        page = self._idle.pop() if self._idle else self._opened("tab", False)
+        self._tabs.append(page)
+        return page
 
     def private(self) -> FirefoxPage:
         return self._opened("window", True)
@@ -357,8 +376,13 @@ class Firefox:
         return found
 
     def fresh(self) -> None:
-        for page in self.pages():
-            page.close()
+        open_ones = self.pages()
+        self._idle, self._tabs = [page for page in self._tabs if page in open_ones][:1], []
+        for page in open_ones:
+            if page in self._idle:
+                page.open("about:blank")
+            else:
+                page.close()
         self.offline(False)
         for name in self._changed:
             self._marionette.clear_pref(name)
