@@ -10,13 +10,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
 from proxy.admin.summary import read
 from proxy.spool.port import SpoolConfig
+
+if TYPE_CHECKING:
+    from nats_server import NatsServer
 
 API_KEY = "test-key-5f2c8e"
 DEADLINE_S = 20.0
@@ -200,3 +203,13 @@ def need(tool: str, package: str) -> str:
             pytest.fail(message)
         pytest.skip(message)
     return path
+
+
+@pytest.fixture(scope="session")
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[NatsServer]":
+    """One for all tests of this process; each takes stream names of its own."""
+    from nats_server import NatsServer
+
+    server = NatsServer(tmp_path_factory.mktemp("nats"))
+    yield server
+    server.stop()

@@ -35,7 +35,7 @@ class SpoolConfig(msgspec.Struct, frozen=True):
     """Which spool, and how durable."""
 
     url: str
-    """`sqlite:DIR` or `memory:`."""
+    """`sqlite:DIR`, `nats://…` or `memory:`."""
     durability: str = "disk"
     """"disk": fsync before the answer; "os": written to the kernel before the answer."""
     max_bytes: int = 10 * 1024**3
@@ -150,7 +150,8 @@ class Intake(Protocol):
 
 
 class Outlet(Protocol):
-    """The forwarder's half. One at a time for a spool. It does not raise for what may pass (a lock, a full disk)."""
+    """The forwarder's half. One at a time for a spool, unless its adapter allows more. It does not raise for what may pass
+    (a lock, a full disk)."""
 
     def claim(self, limit: int, now_ms: int, closed: Collection[str] = ()) -> list[Claim]:
         """Up to `limit` hits, oldest first, that are due, not in flight, and not of the sites in `closed`.
