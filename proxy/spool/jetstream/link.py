@@ -49,6 +49,7 @@ class Link:
         self._began = began
         self._options = _login(address)
         self._login_refused = ""
+        self._closing = False
         self._told_of = Trouble()
         self._client: Client | None = None
         self._known = threading.Event()
@@ -86,6 +87,7 @@ class Link:
         """What was sent is flushed. Once."""
         if self.loop.is_closed():
             return
+        self._closing = True
         self._keeper.cancel()
         with contextlib.suppress(Exception):
             self.run(self._let_go(), 2.0)
@@ -101,9 +103,9 @@ class Link:
 
     async def _let_go(self) -> None:
         if self._client is not None:
-            self._down("closed")
             with contextlib.suppress(Exception):
                 await self._client.flush(1)
+            self._down("closed")
             with contextlib.suppress(Exception):
                 await self._client.close()
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
@@ -181,7 +183,7 @@ class Link:
         if self.down_since is None:
             self.down_since = time.monotonic()
         self.trouble = f"{self._servers()}: {reason}"
-        if reason != "closed" and self.generation:
+        if self.generation and not self._closing:
             self._note(self.trouble)
 
     def _note(self, reason: str) -> None:
