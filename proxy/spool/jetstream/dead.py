@@ -144,18 +144,7 @@ class JetStreamDeadLetters:
         return client
 
     def _do(self, call: Coroutine[Any, Any, Any]) -> Any:
-        return ask_plainly(self._link, call, 6 * PATIENCE_S)
-
-
-def ask_plainly(link: Link, call: Coroutine[Any, Any, Any], patience_s: float) -> Any:
-    """What the call gives; whatever goes wrong is a SpoolError in plain words."""
-    try:
-        return link.run(call, patience_s)
-    except SpoolError:
-        raise
-    except Exception as error:
-        words = str(error).removeprefix("nats: ") or type(error).__name__
-        raise SpoolError(f"spool: {link.trouble or words}") from None
+        return self._link.ask(call, 6 * PATIENCE_S)
 
 
 def _is_wanted(letter: _Letter, wanted: DeadFilter, ids: set[int]) -> bool:

@@ -34,7 +34,7 @@ class Flight:
         self.delivered, self.reply = pulled.delivered, pulled.reply
         self.heard = time.monotonic()
         """When the server last heard of it, or gave it out."""
-        self.out = True
+        self.out = False
         """Given out, and not settled."""
 
 
@@ -44,14 +44,15 @@ class Flights:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._all: dict[Key, Flight] = {}
+        self._fresh: list[Flight] = []
+        """Not given out yet."""
         self._waiting: list[tuple[int, Key]] = []
         """A heap of due times."""
         self._more: OrderedDict[Key, int] = OrderedDict()
         """How many more attempts than deliveries a hit that was handed back has had; often negative."""
 
-    def take_off(self, pulled: Iterable[Pulled], sites: Mapping[str, str]) -> list[Flight]:
-        """The new ones among them, as they came. One that is here already has a new reply from now on."""
-        found = []
+    def take_off(self, pulled: Iterable[Pulled], sites: Mapping[str, str], closed: Collection[str]) -> int:
+        """Add them; how many fresh ones of open sites are here now. One that was here already has a new reply from now on."""
         with self._lock:
             for one in pulled:
                 key = (one.stream, one.sequence)
@@ -60,8 +61,18 @@ class Flights:
                     continue
                 attempt = max(1, one.delivered + self._more.get(key, 0))
                 self._all[key] = flight = Flight(one, sites.get(one.stream, ""), attempt)
-                found.append(flight)
-        return found
+                self._fresh.append(flight)
+            return sum(flight.site not in closed for flight in self._fresh)
+
+    def fresh(self, limit: int, closed: Collection[str]) -> list[Flight]:
+        """Up to `limit` of those that were never given out, as they came; they are given out with this."""
+        with self._lock:
+            found = [flight for flight in self._fresh if flight.site not in closed][:limit]
+            taken = set(map(id, found))
+            self._fresh = [flight for flight in self._fresh if id(flight) not in taken]
+            for flight in found:
+                flight.out = True
+            return found
 
     def is_out(self, flight: Flight) -> bool:
         """Whether that claim was not settled yet."""
@@ -106,8 +117,8 @@ class Flights:
             self._all.pop(flight.key, None)
             self._more.pop(flight.key, None)
 
-    def hand_back(self, flight: Flight) -> None:
-        """It is the server's again, which will count a delivery more when it gives it out; remember what it cannot know."""
+    def hand_back(self, flight: Flight) -> str:
+        """Where to tell the server that it has it again. It will count a delivery more; what it cannot know is remembered."""
         with self._lock:
             self._all.pop(flight.key, None)
             if more := flight.attempt - (flight.delivered + 1):
@@ -116,6 +127,7 @@ class Flights:
                     self._more.popitem(last=False)
             else:
                 self._more.pop(flight.key, None)
+            return flight.reply
 
     def unheard(self, since: float) -> list[Flight]:
         """Those of which the server was told nothing since then (monotonic); now it is."""
@@ -125,10 +137,11 @@ class Flights:
                 flight.heard = time.monotonic()
             return found
 
-    def clear(self) -> list[Flight]:
-        """All of them, which are no longer here."""
+    def clear(self) -> list[str]:
+        """Hand all of them back."""
         with self._lock:
-            found = list(self._all.values())
+            replies = [flight.reply for flight in self._all.values()]
             self._all.clear()
+            self._fresh.clear()
             self._waiting.clear()
-            return found
+            return replies

@@ -43,6 +43,8 @@ class Link:
         """Why there is no connection; "" while there is one."""
         self.down_since: float | None = float("-inf")
         """Since when (monotonic); None while there is a connection."""
+        self.denied = ""
+        """What the server last said that this user may not do; it answers no request of that kind."""
         self.generation = 0
         """How often it was connected: what was sent in an earlier one may not have arrived."""
         self._name = name
@@ -82,6 +84,16 @@ class Link:
         except TimeoutError:
             future.cancel()
             raise
+
+    def ask(self, call: Coroutine[Any, Any, T], patience_s: float) -> T:
+        """From another thread: the call's result. Whatever goes wrong is a SpoolError in plain words."""
+        try:
+            return self.run(call, patience_s)
+        except SpoolError:
+            raise
+        except Exception as error:
+            words = str(error).removeprefix("nats: ") or type(error).__name__
+            raise SpoolError(f"spool: {self.trouble or self.denied or words}") from None
 
     def close(self) -> None:
         """What was sent is flushed. Once."""
@@ -158,6 +170,8 @@ class Link:
             )
         elif isinstance(error, ssl.SSLCertVerificationError):
             self._refuse(f"spool: {self._servers()}: its certificate is not trusted ({error.verify_message}); expected ca=FILE")
+        elif "permissions violation" in words.lower():
+            self.denied = f"{self._servers()}: {words.removeprefix('nats: ')}"
         elif self.trouble:
             self.trouble = f"{self._servers()}: {words}"
 

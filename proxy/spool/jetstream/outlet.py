@@ -23,7 +23,7 @@ from proxy.outcome import Outcome
 from proxy.spool.jetstream import api, streams
 from proxy.spool.jetstream.address import parse
 from proxy.spool.jetstream.book import Book
-from proxy.spool.jetstream.flight import Flight, Flights
+from proxy.spool.jetstream.flight import Flights
 from proxy.spool.jetstream.link import Link
 from proxy.spool.jetstream.names import Names
 from proxy.spool.jetstream.pull import Puller
@@ -76,7 +76,8 @@ class JetStreamOutlet:
         """As the port says; each site gets its share."""
         self._settle_kept()
         claimed = self._flights.due(limit // 2 + 1, now_ms, closed)
-        claimed += self._run(self._fetch(limit - len(claimed), closed), [])
+        self._run(self._fetch(limit - len(claimed), closed), None)
+        claimed += self._flights.fresh(limit - len(claimed), closed)
         claimed += self._flights.due(limit - len(claimed), now_ms, closed)
         claims = []
         for flight in claimed:
@@ -91,7 +92,7 @@ class JetStreamOutlet:
     def settle(self, settlements: Sequence[Settlement]) -> None:
         """As the port says."""
         now_ms = time.time_ns() // 1_000_000
-        put_off: list[tuple[Flight, int]] = []
+        put_off: list[tuple[str, int]] = []
         for claim, verdict in settlements:
             flight = claim.ticket
             if not self._flights.is_out(flight):
@@ -99,7 +100,7 @@ class JetStreamOutlet:
             if isinstance(verdict, Final):
                 self._settler.end(flight, verdict)
             elif not self._flights.wait(flight, verdict, now_ms):
-                put_off.append((flight, verdict.due_ms - now_ms))
+                put_off.append((self._flights.hand_back(flight), verdict.due_ms - now_ms))
         if put_off:
             self._run(self._settler.put_off(self._link, put_off), None)
         self._settle_kept()
@@ -109,7 +110,7 @@ class JetStreamOutlet:
         client = self._link.client()
         if client is None:
             raise SpoolError(f"spool: {self._link.trouble}")
-        return self._link.run(self._book.read(client), PATIENCE_S)
+        return self._link.ask(self._book.read(client), PATIENCE_S)
 
     def publish(self, state: bytes) -> None:
         self._run(self._leave(state), None)
@@ -128,7 +129,7 @@ class JetStreamOutlet:
     def close(self) -> None:
         self._settle_kept()
         self._saying.cancel()
-        self._run(self._settler.hand_back(self._link), None)
+        self._run(self._settler.put_off(self._link, [(reply, 0) for reply in self._flights.clear()]), None)
         self._link.close()
 
     def _my_state(self) -> str:
@@ -176,17 +177,17 @@ class JetStreamOutlet:
         for gone in self._sites.keys() - set(found):
             del self._sites[gone]
 
-    async def _fetch(self, wanted: int, closed: Collection[str]) -> list[Flight]:
-        """New hits: of each site its share first, then, where some had none, more of the others."""
+    async def _fetch(self, wanted: int, closed: Collection[str]) -> None:
+        """Get so many fresh hits here: of each site its share first, then, where some had none, more of the others."""
         client = self._link.client()
         if client is None:
-            return []
+            return
         if time.monotonic() - self._looked >= LOOK_S:
             await self._look_for_sites(client)
-        found = self._flights.take_off(self._puller.take(), self._sites)
+        here = self._flights.take_off(self._puller.take(), self._sites, closed)
         now, rest_s = time.monotonic(), POLL_S * len(self._sites) if len(self._sites) > POLLED_AT_ONCE else 0.0
         wet = [s for s, site in self._sites.items() if site not in closed and now - self._dry.get(s, float("-inf")) >= rest_s]
-        while wet and (missing := wanted - len(found)) > 0:
+        while wet and (missing := wanted - here) > 0:
             share = -(-missing // len(wet))
             asked = {stream: min(share, missing - share * turn) for turn, stream in enumerate(wet) if missing > share * turn}
             there = await asyncio.gather(*(self._puller.fetch(client, stream, n) for stream, n in asked.items()))
@@ -197,11 +198,10 @@ class JetStreamOutlet:
             came = dict.fromkeys(asked, 0)
             for one in pulled:
                 came[one.stream] = came.get(one.stream, 0) + 1
-            found += self._flights.take_off(pulled, self._sites)
+            here = self._flights.take_off(pulled, self._sites, closed)
             dry = {stream for stream, n in asked.items() if came[stream] < n}
             self._dry.update(dict.fromkeys(dry, time.monotonic()))
             wet = [stream for stream in wet if stream not in dry]
-        return found
 
     async def _recall(self) -> bytes:
         client = self._link.client()

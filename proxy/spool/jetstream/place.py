@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from proxy.spool.jetstream import api, streams
 from proxy.spool.jetstream.address import Address, parse
 from proxy.spool.jetstream.book import Book
-from proxy.spool.jetstream.dead import JetStreamDeadLetters, ask_plainly
+from proxy.spool.jetstream.dead import JetStreamDeadLetters
 from proxy.spool.jetstream.intake import JetStreamIntake
 from proxy.spool.jetstream.link import Link
 from proxy.spool.jetstream.names import ANY, Names
@@ -129,5 +129,4 @@ class JetStreamPlace:
         client = link.client()
         if client is None:
             raise SpoolError(f"spool: {link.trouble}")
-        found: T = ask_plainly(link, call(client), PATIENCE_S)
-        return found
+        return link.ask(call(client), PATIENCE_S)

@@ -81,7 +81,7 @@ class Publisher:
                 if done:
                     return batch.errors
                 if time.monotonic() >= deadline:
-                    why = link.trouble or "the spool's server does not acknowledge in time"
+                    why = link.trouble or link.denied or "the spool's server does not acknowledge in time"
                     return [why if token in self._waiting else batch.errors[number] for number, token in enumerate(mine)]
         finally:
             for token in mine:

@@ -5,7 +5,6 @@ says that all are done.
 """
 
 import asyncio
-import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -94,22 +93,14 @@ class Settler:
         if failed := next((answer for answer in answers if isinstance(answer, BaseException)), None):
             raise failed
 
-    async def put_off(self, link: Link, flights: Sequence[tuple[Flight, int]]) -> None:
-        """Let the server give them out again, not before so many milliseconds."""
-        for flight, wait_ms in flights:
-            await self._nak(link, flight, wait_ms)
-
-    async def hand_back(self, link: Link) -> None:
-        """Everything, at once, for whoever comes next."""
-        for flight in self._flights.clear():
-            await self._nak(link, flight, 0)
-        if (client := link.client()) is not None:
-            await client.flush(2)
-
-    async def _nak(self, link: Link, flight: Flight, wait_ms: int) -> None:
-        """https://docs.nats.io, "Consumers", "Acknowledgement": the delay is in nanoseconds."""
-        self._flights.hand_back(flight)
-        delay = f" {json.dumps({'delay': min(wait_ms, FARTHEST_MS) * 1_000_000})}" if wait_ms > 0 else ""
-        if (client := link.client()) is not None:
-            with contextlib.suppress(Exception):  # then the server waits for ack_wait, and does the same
-                await client.publish(flight.reply, f"-NAK{delay}".encode())
+    async def put_off(self, link: Link, replies: Sequence[tuple[str, int]]) -> None:
+        """Let the server give those hits out again, not before so many milliseconds. What this does not reach waits
+        for ack_wait. The delay is in nanoseconds (ADR-13).
+        """
+        client = link.client()
+        if client is None:
+            return
+        for reply, wait_ms in replies:
+            delay = f" {json.dumps({'delay': min(wait_ms, FARTHEST_MS) * 1_000_000})}" if wait_ms > 0 else ""
+            await client.publish(reply, f"-NAK{delay}".encode())
+        await client.flush(2)
