@@ -6,12 +6,13 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import msgspec
 import pytest
-from conftest import wait_for
+from conftest import ProxyProcess, SandboxProcess, wait_for
 from nats_server import NatsServer
 from test_spool import DELIVERED, hit, names
 
@@ -468,3 +469,23 @@ def test_a_sites_name_comes_back_from_its_token(site: str) -> None:
     assert untoken(token(site)) == site
     assert token(site)
     assert not set(token(site)) & set(". *>/\\")
+
+
+def test_two_machines_serve_one_spool(serve: Callable[..., ProxyProcess], sandbox: SandboxProcess, config: SpoolConfig) -> None:
+    """Each takes beacons and delivers them, its own or the other's; one ledger for both, whichever is asked, or neither runs."""
+    one, two = serve(SPOOL=config.url), serve(SPOOL=config.url)
+    sent = 0
+    for turn in range(20):
+        for machine in (one, two):
+            assert httpx.get(f"{machine.url}/e?_n=n{turn}&_p={machine.port}").status_code == 200
+            sent += 1
+    wait_for(lambda: one.status()["delivered"] == sent, "all to be delivered")
+    two.kill()
+    assert httpx.get(f"{one.url}/e?_n=last&_p=me").status_code == 200
+    wait_for(lambda: one.status()["delivered"] == sent + 1, "the last one, by the other machine")
+    one.stop()
+    told = one.status()
+    assert (told["received"], told["pending"], told["dead"]) == (sent + 1, 0, 0)
+    log = one.log.read_text()
+    assert "Traceback" not in log
+    assert "error" not in log
