@@ -40,7 +40,7 @@ def parse(url: str) -> Address:
         raise ValueError(f"expected {EXAMPLE}") from None
     if "@" in url.partition("?")[0]:
         raise ValueError(
-            "a user, password or token in the URL would be shown in logs and lists of processes; put it into a file: "
+            "expected no user, password or token in the URL, which is shown in logs and lists of processes; put it into a file: "
             "?credentials=FILE, ?nkey=FILE or ?token_file=FILE"
         )
     if parts.scheme != "nats" or parts.path not in ("", "/") or parts.fragment:

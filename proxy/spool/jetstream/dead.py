@@ -140,7 +140,7 @@ class JetStreamDeadLetters:
     def _client(self) -> "Client":
         client = self._link.client()
         if client is None:
-            raise SpoolError(f"spool: {self._link.trouble}")
+            raise self._link.unreachable()
         return client
 
     def _do(self, call: Coroutine[Any, Any, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import ssl
 import threading
 import time
@@ -24,7 +25,7 @@ RECONNECT_S = 0.25
 """Between two tries at the same server."""
 PING_S = 5
 """A connection on which two of these go unanswered is given up."""
-OPEN_S = 5.0
+OPEN_S = 3.0
 """How long whoever opens a link waits for its first connection."""
 INSTALL = "spool: a nats:// spool needs the package nats-py; install it with `pip install 'beacon-proxy[nats]'`"
 
@@ -32,12 +33,9 @@ INSTALL = "spool: a nats:// spool needs the package nats-py; install it with `pi
 class Link:
     """`began` is called with each new client, before anybody else gets it: to subscribe."""
 
-    def __init__(self, address: Address, name: str, began: Callable[["Client"], Awaitable[None]] | None = None) -> None:
-        """Raises SpoolError for what waiting cannot mend: no package, no such file, a login that is refused."""
-        try:
-            import nats.aio.client  # noqa: F401
-        except ImportError:
-            raise SpoolError(INSTALL) from None
+    def __init__(self, address: Address, name: str, began: Callable[["Client"], Awaitable[None]], quiet: bool = False) -> None:
+        """`quiet`: whoever uses it tells of its troubles. Raises SpoolError where the package or a file is missing."""
+        self._options = login(address)
         self.address = address
         self.trouble = "not connected yet"
         """Why there is no connection; "" while there is one."""
@@ -47,9 +45,8 @@ class Link:
         """What the server last said that this user may not do; it answers no request of that kind."""
         self.generation = 0
         """How often it was connected: what was sent in an earlier one may not have arrived."""
-        self._name = name
+        self._name, self._quiet = name, quiet
         self._began = began
-        self._options = _login(address)
         self._login_refused = ""
         self._closing = False
         self._told_of = Trouble()
@@ -92,8 +89,12 @@ class Link:
         except SpoolError:
             raise
         except Exception as error:
-            words = str(error).removeprefix("nats: ") or type(error).__name__
-            raise SpoolError(f"spool: {self.trouble or self.denied or words}") from None
+            words = _words(error)
+            raise (SpoolError(f"spool: {self.denied or words}") if not self.trouble else self.unreachable()) from None
+
+    def unreachable(self) -> SpoolError:
+        """For the operator."""
+        return SpoolError(f"spool: {self.trouble}; start the servers, or name the right ones (setting spool)")
 
     def close(self) -> None:
         """What was sent is flushed. Once."""
@@ -152,26 +153,23 @@ class Link:
                     pending_size=0,  # nothing is kept for later: a hit that was refused must not be stored after all
                     **self._options,
                 )
-                if self._began is not None:
-                    await self._began(client)
+                await self._began(client)
                 await self._when_up()
                 await closed.wait()
             except Exception as error:
-                self._down(str(error) or type(error).__name__)
+                self._down(_words(error))
                 with contextlib.suppress(Exception):
                     await client.close()
             await asyncio.sleep(RECONNECT_S)
 
     async def _when_wrong(self, error: Exception) -> None:
-        words = str(error) or type(error).__name__
+        words = _words(error)
         if "authorization" in words.lower() or "authentication" in words.lower():
-            self._refuse(
-                f"spool: {self._servers()}: the login is refused ({words.removeprefix('nats: ')}); {self._which_login()}"
-            )
+            self._refuse(f"spool: {self._servers()}: the login is refused ({words}); {self._which_login()}")
         elif isinstance(error, ssl.SSLCertVerificationError):
             self._refuse(f"spool: {self._servers()}: its certificate is not trusted ({error.verify_message}); expected ca=FILE")
         elif "permissions violation" in words.lower():
-            self.denied = f"{self._servers()}: {words.removeprefix('nats: ')}"
+            self.denied = f"{self._servers()}: {words}"
         elif self.trouble:
             self.trouble = f"{self._servers()}: {words}"
 
@@ -201,7 +199,7 @@ class Link:
             self._note(self.trouble)
 
     def _note(self, reason: str) -> None:
-        if self._told_of.begins():
+        if not self._quiet and self._told_of.begins():
             log.error("no connection to the spool", reason=reason)
 
     def _servers(self) -> str:
@@ -212,7 +210,12 @@ class Link:
         return f"look into the file of {given[0]}=" if given else "expected credentials=FILE, nkey=FILE or token_file=FILE"
 
 
-def _login(address: Address) -> dict[str, Any]:
+def login(address: Address) -> dict[str, Any]:
+    """What the client must be told to be let in. Raises SpoolError where the package or a file is missing."""
+    try:
+        import nats.aio.client  # noqa: F401
+    except ImportError:
+        raise SpoolError(INSTALL) from None
     options: dict[str, Any] = {}
     for name in ("credentials", "nkey", "token_file", "ca"):
         path = getattr(address, name)
@@ -233,3 +236,9 @@ def _login(address: Address) -> dict[str, Any]:
     if address.tls:
         options.setdefault("tls", ssl.create_default_context())
     return options
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return str(error).removeprefix("nats: ").strip("'") or type(error).__name__

@@ -109,7 +109,7 @@ class JetStreamOutlet:
         """Raises SpoolError where it cannot be read."""
         client = self._link.client()
         if client is None:
-            raise SpoolError(f"spool: {self._link.trouble}")
+            raise self._link.unreachable()
         return self._link.ask(self._book.read(client), PATIENCE_S)
 
     def publish(self, state: bytes) -> None:

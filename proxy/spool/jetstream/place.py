@@ -7,12 +7,13 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from proxy.log import log
 from proxy.spool.jetstream import api, streams
 from proxy.spool.jetstream.address import Address, parse
 from proxy.spool.jetstream.book import Book
 from proxy.spool.jetstream.dead import JetStreamDeadLetters
 from proxy.spool.jetstream.intake import JetStreamIntake
-from proxy.spool.jetstream.link import Link
+from proxy.spool.jetstream.link import Link, login
 from proxy.spool.jetstream.names import ANY, Names
 from proxy.spool.jetstream.outlet import JetStreamOutlet
 from proxy.spool.jetstream.publisher import Publisher
@@ -35,11 +36,15 @@ class _Reader:
         self.names = Names(address.stream)
         self.publisher = Publisher()
         self.book = Book(self.names)
-        self.link = Link(address, "beacon-proxy", self.publisher.subscribe)
+        self.link = Link(address, "beacon-proxy", self.publisher.subscribe, quiet=True)
 
 
 _READERS: dict[tuple[int, str], _Reader] = {}
 _LOCK = threading.Lock()
+
+
+async def _nothing(client: "Client") -> None:
+    """There is nothing to subscribe to."""
 
 
 class JetStreamPlace:
@@ -54,6 +59,10 @@ class JetStreamPlace:
         self._names = Names(self._address.stream)
 
     def prepare(self) -> None:
+        """Servers that are not there just now may come: until then collectors refuse beacons, and say why."""
+        if self._reader().link.trouble:
+            log.warning("the spool's servers are away", reason=self._reader().link.trouble)
+            return
         self._ask(lambda client: streams.ensure_common(client, self._names, self._address.replicas))
 
     def begun(self) -> bool:
@@ -63,7 +72,8 @@ class JetStreamPlace:
         self.begun()
 
     def look_at(self) -> None:
-        self.begun()
+        """Asks no server."""
+        login(self._address)
 
     def intake(self) -> Intake:
         return JetStreamIntake(self._config)
@@ -91,7 +101,7 @@ class JetStreamPlace:
         return 0
 
     def watching(self) -> contextlib.AbstractContextManager[socket.socket]:
-        link = Link(self._address, "beacon-proxy tail")
+        link = Link(self._address, "beacon-proxy tail", _nothing, quiet=True)
         link.wait_open()
         return listening(link, self._names)
 
@@ -128,5 +138,5 @@ class JetStreamPlace:
         link = self._reader().link
         client = link.client()
         if client is None:
-            raise SpoolError(f"spool: {link.trouble}")
+            raise link.unreachable()
         return link.ask(call(client), PATIENCE_S)

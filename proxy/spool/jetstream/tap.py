@@ -15,7 +15,7 @@ import msgspec
 
 from proxy.spool.jetstream.link import Link
 from proxy.spool.jetstream.names import Names
-from proxy.spool.port import SpoolError, Tapped
+from proxy.spool.port import Tapped
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -79,7 +79,7 @@ def listening(link: Link, names: Names) -> Iterator[socket.socket]:
 
     client = link.client()
     if client is None:
-        raise SpoolError(f"spool: {link.trouble}")
+        raise link.unreachable()
     link.run(listen(client), SAY_S * 2)
     link.run(say(), SAY_S)
     threading.Thread(target=keep_saying, name="spool-watcher", daemon=True).start()
