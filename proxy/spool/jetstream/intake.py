@@ -6,11 +6,9 @@ server syncs it to its disk is the server's setting (`sync_interval`), not ours.
 
 import asyncio
 import contextlib
-import secrets
 import socket
 import threading
 import time
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,9 +19,11 @@ from proxy.log import Trouble, log
 from proxy.outcome import Outcome
 from proxy.spool.jetstream import api, streams
 from proxy.spool.jetstream.address import parse
+from proxy.spool.jetstream.ids import Ids
 from proxy.spool.jetstream.link import Link
 from proxy.spool.jetstream.names import BY_COLLECTOR, HIT_ID, Names
 from proxy.spool.jetstream.publisher import Message, Publisher
+from proxy.spool.jetstream.tally import Tally
 from proxy.spool.jetstream.tap import Tap
 from proxy.spool.port import REFUSED, Caller, IntakeStats, SpoolConfig, SpoolError, SpoolRefused, Tapped
 from proxy.spool.waiting import Waiter, WaitingThread, wake
@@ -38,10 +38,10 @@ GATHER_FROM, GATHER_S = 4, 0.0005
 MAX_BATCH = 1024
 LONGEST_PATIENCE_S = streams.HITS_WINDOW_S / 2
 """A hit that is repeated later might be stored twice."""
+LAST_COUNTS_S = 1.0
+"""For what was counted and not yet added, at the end."""
 LOOK_S = 5.0
 """Between two looks at how much the streams hold, and two reports of how it goes."""
-
-Counts = Counter[tuple[str, str]]
 
 
 class JetStreamIntake:
@@ -53,12 +53,10 @@ class JetStreamIntake:
         self._names, self._replicas = Names(address.stream), address.replicas
         self._patience_s = min(config.commit_timeout_s, LONGEST_PATIENCE_S)
         self._max_bytes = config.max_bytes
-        self._prefix, self._number = secrets.token_urlsafe(9), 0
-        """A hit's id: unique to this process, and in it."""
-        self._me = f"{socket.gethostname()}-{self._prefix}"
+        self._ids = Ids()
+        self._me = f"{socket.gethostname()}-{self._ids.prefix}"
         self._lock = threading.Lock()
         self._hits: list[tuple[Hit, Waiter]] = []
-        self._counts: Counts = Counter()
         self._waiting = 0
         """Hits that were taken, and whose waiters were not told yet."""
         self._idle = self._closing = False
@@ -69,12 +67,13 @@ class JetStreamIntake:
         """Whether the common streams are known to be there."""
         self._trouble = Trouble()
         self._publisher = Publisher()
+        self._tally = Tally(self._names, self._publisher, self._ids)
         self._tap = Tap(self._names)
         self._under_way: set[asyncio.Task[None]] = set()
         self._link = Link(address, "beacon-proxy collector", self._subscribe)
         if self._link.wait_open():
             try:
-                self._link.run(self._prepare(), streams_patience_s())
+                self._link.run(self._prepare(), 4 * api.PATIENCE_S)
             except SpoolError:
                 self._link.close()
                 raise
@@ -82,7 +81,8 @@ class JetStreamIntake:
                 log.warning("the spool is not ready yet", reason=str(error) or type(error).__name__)
         self._bell = asyncio.Event()
         self._runner = asyncio.run_coroutine_threadsafe(self._run(), self._link.loop)
-        self._looker = asyncio.run_coroutine_threadsafe(self._look(), self._link.loop)
+        for call in (self._look(), self._tally.run(self._link, self._patience_s)):
+            asyncio.run_coroutine_threadsafe(call, self._link.loop)
 
     async def append(self, hit: Hit) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -100,11 +100,11 @@ class JetStreamIntake:
             raise waiter.error
 
     def drop(self, site: str, outcome: Outcome) -> None:
-        self._count(site, BY_COLLECTOR + outcome.value)
+        self._tally.add(self._link, site, BY_COLLECTOR + outcome.value)
         self._show(site, outcome.value)
 
     def refuse(self, site: str) -> None:
-        self._count(site, REFUSED)
+        self._tally.add(self._link, site, REFUSED)
         self._show(site, REFUSED)
 
     def close(self) -> None:
@@ -113,13 +113,8 @@ class JetStreamIntake:
             self._closing = True
             self._ring()
         with contextlib.suppress(TimeoutError):
-            self._runner.result(self._patience_s + 1.0)
+            self._runner.result(self._patience_s + 2 * LAST_COUNTS_S)
         self._link.close()
-
-    def _count(self, site: str, name: str) -> None:
-        with self._lock:
-            self._counts[site, name] += 1
-            self._ring()
 
     def _show(self, site: str, name: str) -> None:
         if self._tap.watched():
@@ -151,28 +146,28 @@ class JetStreamIntake:
         while True:
             with self._lock:
                 batch, self._hits = self._hits[:MAX_BATCH], self._hits[MAX_BATCH:]
-                counts, self._counts = self._counts, Counter()
-                ended = self._closing and not batch and not counts
-                self._idle = not batch and not counts and not ended
+                ended = self._closing and not batch
+                self._idle = not batch and not ended
             if ended:
                 break
-            if self._idle or not (batch or counts):
+            if not batch:
                 await self._bell.wait()
                 self._bell.clear()
                 continue
-            task = asyncio.create_task(self._store(batch, counts))
+            task = asyncio.create_task(self._store(batch))
             self._under_way.add(task)
             task.add_done_callback(self._under_way.discard)
             await asyncio.sleep(GATHER_S if len(batch) >= GATHER_FROM else 0)
         if self._under_way:
             await asyncio.wait(self._under_way)
+        await self._tally.flush(self._link, LAST_COUNTS_S)
 
-    async def _store(self, batch: list[tuple[Hit, Waiter]], counts: Counts) -> None:
-        """Publish hits and counts together; wake who waits when all of it is answered."""
+    async def _store(self, batch: list[tuple[Hit, Waiter]]) -> None:
+        """Publish, and wake who waits when all of it is answered."""
         began = time.monotonic()
         errors = ["the spool failed"] * len(batch)
         try:
-            errors = await self._publish(batch, counts)
+            errors = await self._publish(batch)
         except Exception as error:  # whatever it is: every waiter is told
             errors = [str(error) or type(error).__name__] * len(batch)
         finally:
@@ -183,34 +178,22 @@ class JetStreamIntake:
                 told.setdefault(reason, []).append(waiter)
             for reason, waiters in told.items():
                 wake(waiters, SpoolRefused(reason) if reason else None)
-            self._note(next((reason for reason in errors if reason), ""), bool(batch))
-        if batch and not any(errors):
+            self._note(next(filter(None, errors), ""))
+        if not any(errors):
             self.stats.commit_seconds.observe(time.monotonic() - began)
             self.stats.batch_hits.observe(len(batch))
 
-    async def _publish(self, batch: list[tuple[Hit, Waiter]], counts: Counts) -> list[str]:
+    async def _publish(self, batch: list[tuple[Hit, Waiter]]) -> list[str]:
         if not self._ready:
             await self._prepare()
         for site in {hit.site for hit, _ in batch} - self._made:
             await self._make(site)
-        messages = [self._message(hit) for hit, _ in batch]
-        for (site, name), n in counts.items():
-            self._number += 1
-            headers = {"Nats-Incr": f"+{n}", HIT_ID: f"{self._prefix}{self._number:x}"}
-            messages.append(Message(self._names.count(site, name), b"", headers))
+        messages = [Message(self._names.hits(hit.site), hits.encode(hit), {HIT_ID: self._ids.next()}) for hit, _ in batch]
         errors = await self._publisher.publish(self._link, messages, self._patience_s)
-        uncounted = [pair for pair, error in zip(counts.items(), errors[len(batch) :], strict=True) if error]
-        if uncounted and not self._closing:
-            with self._lock:
-                self._counts.update(dict(uncounted))
-        for (hit, _), error in zip(batch, errors, strict=False):
+        for (hit, _), error in zip(batch, errors, strict=True):
             if error:
                 self._made.discard(hit.site)  # its stream may have been deleted
-        return errors[: len(batch)]
-
-    def _message(self, hit: Hit) -> Message:
-        self._number += 1
-        return Message(self._names.hits(hit.site), hits.encode(hit), {HIT_ID: f"{self._prefix}{self._number:x}"})
+        return errors
 
     async def _subscribe(self, client: "Client") -> None:
         await self._publisher.subscribe(client)
@@ -236,14 +219,9 @@ class JetStreamIntake:
                     await client.publish(self._names.state_of("collector", self._me), msgspec.json.encode(self.stats))
             await asyncio.sleep(LOOK_S)
 
-    def _note(self, reason: str, hits: bool) -> None:
+    def _note(self, reason: str) -> None:
         if reason:
             if self._trouble.begins():
                 log.error("refusing beacons", reason=reason)
-        elif hits and self._trouble.ends():
+        elif self._trouble.ends():
             log.warning("storing again")
-
-
-def streams_patience_s() -> float:
-    """For the first look at the streams."""
-    return 4 * api.PATIENCE_S
