@@ -288,6 +288,24 @@ def test_hits_of_closed_sites_stay_where_they_are(config: SpoolConfig) -> None:
         assert {claim.attempt for claim in again} == {1}
 
 
+def test_a_consumer_that_somebody_deleted_is_made_again(config: SpoolConfig) -> None:
+    """What is in flight here is not given out a second time by the new one."""
+    with opened(config) as (intake, outlet):
+        for n in range(4):
+            intake.append_blocking(hit(str(n)))
+        claims = outlet.claim(2, 0)
+        client = intake._link.client()
+        assert client is not None
+        stream = Names(config.url.partition("stream=")[2]).hits_stream("default")
+        intake._link.run(api.ask(client, f"CONSUMER.DELETE.{stream}.forwarder"), 5.0)
+        while len(claims) < 4:
+            claims += wait_for(lambda: outlet.claim(10, 0), "the others")
+        assert names(claims) == ["0", "1", "2", "3"]
+        settled(outlet, claims, DELIVERED)
+        assert wait_for(lambda: outlet.ledger().total(Outcome.DELIVERED) == 4, "all to be settled")
+        assert outlet.claim(10, 0) == []
+
+
 def test_dead_letters_are_listed_replayed_and_discarded(config: SpoolConfig) -> None:
     """A replayed hit is received once and pending again; `delivered` is not touched by it."""
     with opened(config) as (intake, outlet):

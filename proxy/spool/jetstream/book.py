@@ -37,12 +37,14 @@ class Book:
 
     def __init__(self, names: Names) -> None:
         self._names = names
-        self._before: Counts = {}
+        self._before: dict[tuple[str, str], dict[str, int]] = {}
+        """What was read last, by site and its stream's birth: one that was deleted and made again begins anew."""
 
     async def read(self, client: "Client") -> Ledger:
         """Raises ApiError or nats.errors.Error where it cannot be read."""
         streams, missing = await api.ask_all(client, "STREAM.LIST", "streams", {"subject": self._names.all_hits})
         stored = {self._names.site_of(stream["config"]["name"]): stream["state"] for stream in streams}
+        born = {self._names.site_of(stream["config"]["name"]): stream["created"] for stream in streams}
         dead = await self._dead(client)
         counted = await self._counted(client)
         waiting = [(site, state) for site, state in stored.items() if state["messages"]]
@@ -51,25 +53,12 @@ class Book:
         pending = 0
         for site in {*stored, *dead, *counted}:
             state = stored.get(site, {"last_seq": 0, "messages": 0})
-            of_site, rest = self._balance(site, state, dead.get(site, {}), counted.get(site, {}))
+            before = self._before.get((site, born.get(site, "")), {})
+            of_site, rest = _balance(state, dead.get(site, {}), counted.get(site, {}), before)
             counts[site] = {name: n for name, n in of_site.items() if n}
             pending += rest
-        self._before = counts
+        self._before = {(site, born.get(site, "")): of_site for site, of_site in counts.items()}
         return Ledger(counts, pending, min(filter(None, oldest), default=None), tuple(sorted(missing)))
-
-    def _balance(self, site: str, state: Any, dead: dict[str, int], counted: dict[str, int]) -> tuple[dict[str, int], int]:
-        """That site's counts, and how many are pending."""
-        before = self._before.get(site, {})
-        at_edge = sum(counted.get(BY_COLLECTOR + outcome, 0) for outcome in DROPPED)
-        dropped = {outcome.value: counted.get(outcome, 0) + counted.get(BY_COLLECTOR + outcome, 0) for outcome in DROPPED}
-        ended_otherwise = sum(dropped.values()) - at_edge + sum(dead.values()) + counted.get(REPLAYED, 0)
-        received = max(state["last_seq"] - counted.get(REPLAYED, 0) + at_edge, before.get(RECEIVED, 0))
-        delivered = max(state["last_seq"] - state["messages"] - ended_otherwise, before.get(Outcome.DELIVERED, 0))
-        pending = received - delivered - sum(dropped.values()) - sum(dead.values())
-        if pending < 0:
-            delivered, pending = delivered + pending, 0
-        found = {RECEIVED: received, Outcome.DELIVERED.value: delivered, **dropped, **dead}
-        return {**found, **{name: counted.get(name, 0) for name in (REFUSED, TRIMMED)}}, pending
 
     async def _dead(self, client: "Client") -> Counts:
         return self._by_site(await _subjects(client, self._names.dead, self._names.all_dead))
@@ -108,3 +97,17 @@ async def _subjects(client: "Client", stream: str, pattern: str) -> dict[str, in
         found.update(page)
         if not page or len(found) >= answer.get("total", 0):
             return found
+
+
+def _balance(state: Any, dead: dict[str, int], counted: dict[str, int], before: dict[str, int]) -> tuple[dict[str, int], int]:
+    """A site's counts, and how many are pending."""
+    at_edge = sum(counted.get(BY_COLLECTOR + outcome, 0) for outcome in DROPPED)
+    dropped = {outcome.value: counted.get(outcome, 0) + counted.get(BY_COLLECTOR + outcome, 0) for outcome in DROPPED}
+    ended_otherwise = sum(dropped.values()) - at_edge + sum(dead.values()) + counted.get(REPLAYED, 0)
+    received = max(state["last_seq"] - counted.get(REPLAYED, 0) + at_edge, before.get(RECEIVED, 0))
+    delivered = max(state["last_seq"] - state["messages"] - ended_otherwise, before.get(Outcome.DELIVERED, 0))
+    pending = received - delivered - sum(dropped.values()) - sum(dead.values())
+    if pending < 0:
+        delivered, pending = delivered + pending, 0
+    found = {RECEIVED: received, Outcome.DELIVERED.value: delivered, **dropped, **dead}
+    return {**found, **{name: counted.get(name, 0) for name in (REFUSED, TRIMMED)}}, pending

@@ -170,12 +170,18 @@ class JetStreamOutlet:
     async def _look_for_sites(self, client: "Client") -> None:
         self._looked = time.monotonic()
         found, _ = await api.ask_all(client, "STREAM.NAMES", "streams", {"subject": self._names.all_hits})
-        for stream in found:
-            if stream not in self._sites:
-                await streams.ensure_consumer(client, stream)
-                self._sites[stream] = self._names.site_of(stream)
         for gone in self._sites.keys() - set(found):
             del self._sites[gone]
+        wrong: SpoolError | None = None
+        for stream in found:
+            if stream not in self._sites:
+                try:
+                    await streams.ensure_consumer(client, stream)
+                    self._sites[stream] = self._names.site_of(stream)
+                except SpoolError as error:  # of that site alone
+                    wrong = error
+        if wrong is not None:
+            raise wrong
 
     async def _fetch(self, wanted: int, closed: Collection[str]) -> None:
         """Get so many fresh hits here: of each site its share first, then, where some had none, more of the others."""
@@ -183,7 +189,10 @@ class JetStreamOutlet:
         if client is None:
             return
         if time.monotonic() - self._looked >= LOOK_S:
-            await self._look_for_sites(client)
+            try:
+                await self._look_for_sites(client)
+            except SpoolError as error:
+                self._in_trouble(error)
         here = self._flights.take_off(self._puller.take(), self._sites, closed)
         now, rest_s = time.monotonic(), POLL_S * len(self._sites) if len(self._sites) > POLLED_AT_ONCE else 0.0
         wet = [s for s, site in self._sites.items() if site not in closed and now - self._dry.get(s, float("-inf")) >= rest_s]
