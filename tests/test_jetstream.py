@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import secrets
+import subprocess
 import sys
 import threading
 import time
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import httpx
 import msgspec
+import nkeys
 import pytest
-from conftest import ProxyProcess, SandboxProcess, wait_for
+from conftest import ProxyProcess, SandboxProcess, need, wait_for
 from nats_server import NatsServer
 from test_spool import DELIVERED, hit, names
 
@@ -394,6 +396,27 @@ def test_a_login_that_is_refused_is_told_plainly(tmp_path: Path) -> None:
         with opened(server.spool("x", token_file=right)) as (intake, outlet):
             intake.append_blocking(hit("a"))
             assert names(outlet.claim(10, 0)) == ["a"]
+    finally:
+        server.stop()
+
+
+def test_a_key_and_a_certificate_of_ones_own_are_taken_from_files(tmp_path: Path) -> None:
+    """Nothing of either is in the URL. A certificate that nobody vouches for is refused in plain words."""
+    seed = nkeys.encode_seed(secrets.token_bytes(32), nkeys.PREFIX_BYTE_USER)
+    user = nkeys.from_seed(bytearray(seed)).public_key.decode()
+    key, cert, nkey = tmp_path / "key.pem", tmp_path / "cert.pem", tmp_path / "user.nk"
+    nkey.write_bytes(seed)
+    asked = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=x"]
+    names_it = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
+    subprocess.run([need("openssl", "openssl"), "req", *asked, *names_it], check=True, capture_output=True)
+    tls = f'tls {{ cert_file: "{cert}", key_file: "{key}" }}'
+    server = NatsServer(tmp_path / "nats", f"{tls}\nauthorization {{ users: [ {{ nkey: {user} }} ] }}")
+    try:
+        with opened(server.spool("x", nkey=nkey, ca=cert)) as (intake, outlet):
+            intake.append_blocking(hit("a"))
+            assert names(outlet.claim(10, 0)) == ["a"]
+        with pytest.raises(SpoolError, match=r"certificate is not trusted.*ca=FILE"):
+            JetStreamIntake(server.spool("x", nkey=nkey, tls=1))
     finally:
         server.stop()
 
