@@ -336,6 +336,27 @@ def test_dead_letters_are_listed_replayed_and_discarded(config: SpoolConfig) -> 
         assert (ledger.total(RECEIVED), ledger.total(Outcome.DELIVERED), ledger.pending) == (5, 4, 0)
 
 
+def test_the_latest_dead_letters_are_found_among_many(config: SpoolConfig) -> None:
+    """Many more than are read at once, with gaps where some were discarded."""
+    with opened(config) as (intake, outlet):
+
+        async def fill() -> None:
+            await asyncio.gather(*(intake.append(hit(str(n))) for n in range(1200)))
+
+        asyncio.run(fill())
+        settled(outlet, outlet.claim(2000, 0), DIED)
+        letters = spool.open_dead_letters(config)
+        assert letters.count(DeadFilter()) == letters.count(DeadFilter(died_after_ms=0)) == 1200
+        assert [letter.id for letter in letters.list(DeadFilter(), 3)] == ["1200", "1199", "1198"]
+        assert len(letters.list(DeadFilter(), 5000)) == 1200
+        assert [letter.id for letter in letters.list(DeadFilter(ids=("7",)), 3)] == ["7"]
+        assert letters.discard(DeadFilter(ids=tuple(map(str, range(1000, 1201)))), lambda n: None) == 201
+        assert [letter.id for letter in letters.list(DeadFilter(), 2)] == ["999", "998"]
+        assert letters.replay(DeadFilter(), 0, lambda n: None) == 999
+        assert (letters.count(DeadFilter()), outlet.ledger().pending) == (0, 999)
+        assert balanced(outlet.ledger())
+
+
 def test_an_unreadable_record_becomes_a_dead_letter(config: SpoolConfig) -> None:
     """It holds up nothing."""
     with opened(config) as (intake, outlet):

@@ -72,3 +72,14 @@ async def read_direct(client: "Client", stream: str, body: dict[str, Any], patie
                 raise ApiError(int(status), (msg.headers or {}).get("Description", ""))
     finally:
         await subscription.unsubscribe()
+
+
+async def subjects(client: "Client", stream: str, pattern: str) -> dict[str, int]:
+    """Subject → messages, over all pages. Raises ApiError."""
+    found: dict[str, int] = {}
+    while True:
+        answer = await ask(client, f"STREAM.INFO.{stream}", {"subjects_filter": pattern, "offset": len(found)})
+        page = answer["state"].get("subjects") or {}
+        found.update(page)
+        if not page or len(found) >= answer.get("total", 0):
+            return found

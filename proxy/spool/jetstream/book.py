@@ -61,10 +61,10 @@ class Book:
         return Ledger(counts, pending, min(filter(None, oldest), default=None), tuple(sorted(missing)))
 
     async def _dead(self, client: "Client") -> Counts:
-        return self._by_site(await _subjects(client, self._names.dead, self._names.all_dead))
+        return self._by_site(await api.subjects(client, self._names.dead, self._names.all_dead))
 
     async def _counted(self, client: "Client") -> Counts:
-        subjects = sorted(await _subjects(client, self._names.ledger, self._names.all_counts))
+        subjects = sorted(await api.subjects(client, self._names.ledger, self._names.all_counts))
         values: dict[str, int] = {}
         for first in range(0, len(subjects), ASKED_AT_ONCE):
             asked = {"multi_last": subjects[first : first + ASKED_AT_ONCE]}
@@ -86,17 +86,6 @@ class Book:
             answer = await api.ask(client, f"STREAM.MSG.GET.{self._names.hits_stream(site)}", asked)
             return hits.decode(base64.b64decode(answer["message"]["data"])).received_ms
         return None
-
-
-async def _subjects(client: "Client", stream: str, pattern: str) -> dict[str, int]:
-    """Subject → messages, over all pages."""
-    found: dict[str, int] = {}
-    while True:
-        answer = await api.ask(client, f"STREAM.INFO.{stream}", {"subjects_filter": pattern, "offset": len(found)})
-        page = answer["state"].get("subjects") or {}
-        found.update(page)
-        if not page or len(found) >= answer.get("total", 0):
-            return found
 
 
 def _balance(state: Any, dead: dict[str, int], counted: dict[str, int], before: dict[str, int]) -> tuple[dict[str, int], int]:

@@ -4,6 +4,7 @@ To replay one: count it as replayed, store its hit again, delete the letter. To 
 id, so whatever is stopped on the way is finished by doing it again (within the streams' duplicate windows).
 """
 
+import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,14 +45,16 @@ class JetStreamDeadLetters:
         self._link, self._publisher, self._names = link, publisher, names
 
     def count(self, wanted: DeadFilter) -> int:
-        return sum(len(batch) for batch in self._batches(wanted))
+        if wanted.ids or wanted.died_before_ms is not None or wanted.died_after_ms is not None:
+            return sum(len(batch) for batch in self._batches(wanted))
+        subjects: dict[str, int] = self._do(self._subjects())
+        found = ((*self._names.site_and_name(subject), n) for subject, n in subjects.items())
+        return sum(n for site, outcome, n in found if wanted.site in ("", site) and wanted.outcome in ("", outcome))
 
     def list(self, wanted: DeadFilter, limit: int) -> "list[DeadLetter]":
-        latest: Letters = []
-        for batch in self._batches(wanted):
-            latest = (latest + batch)[-limit:]
+        latest = self._latest(wanted, limit)
         latest.sort(key=lambda letter: (letter.record.died_ms, letter.sequence), reverse=True)
-        return [_shown(letter) for letter in latest]
+        return [_shown(letter) for letter in latest[:limit]]
 
     def replay(self, wanted: DeadFilter, now_ms: int, progress: Progress) -> int:
         return self._take(wanted, self._store_again, progress)
@@ -70,14 +73,15 @@ class JetStreamDeadLetters:
     async def _take_batch(self, batch: Letters, step: Step) -> int:
         client = self._client()
         await step(client, batch)
-        moved = 0
-        for letter in batch:
-            try:
-                await api.ask(client, f"STREAM.MSG.DELETE.{self._names.dead}", {"seq": letter.sequence, "no_erase": True})
-                moved += 1
-            except api.ApiError:  # somebody else took it meanwhile: it is counted once, by its id
-                continue
-        return moved
+        return sum(await asyncio.gather(*(self._delete(client, letter) for letter in batch)))
+
+    async def _delete(self, client: "Client", letter: _Letter) -> bool:
+        """False if somebody else took it meanwhile: it is counted once, by its id."""
+        try:
+            await api.ask(client, f"STREAM.MSG.DELETE.{self._names.dead}", {"seq": letter.sequence, "no_erase": True})
+        except api.ApiError:
+            return False
+        return True
 
     async def _store_again(self, client: "Client", batch: Letters) -> None:
         """Count first: what is counted and not yet stored is missing from "received" for a moment, and never there twice."""
@@ -112,13 +116,36 @@ class JetStreamDeadLetters:
         if wanted.ids:
             first, last = max(first, min(ids, default=1)), min(last, max(ids, default=0))
         while first <= last and state["messages"]:
-            batch = self._do(self._read(first))
+            batch = self._do(self._read(first, BATCH))
             found = [letter for letter in batch if letter.sequence <= last and _is_wanted(letter, wanted, ids)]
             if found:
                 yield found
             if not batch:
                 return
             first = batch[-1].sequence + 1
+
+    def _latest(self, wanted: DeadFilter, limit: int) -> Letters:
+        """The last ones that are wanted, looked for from the end: there may be many before them."""
+        state = self._do(self._state())
+        first, last, span = state["first_seq"], state["last_seq"], max(limit, 16)
+        ids = {int(id) for id in wanted.ids if id.isdecimal()}
+        found: Letters = []
+        while first <= last and len(found) < limit:
+            begin = at = max(first, last - span + 1)
+            part: Letters = []
+            while at <= last and (batch := self._do(self._read(at, min(BATCH, last - at + 1)))):
+                part += [letter for letter in batch if letter.sequence <= last and _is_wanted(letter, wanted, ids)]
+                at = batch[-1].sequence + 1
+            found, last, span = part + found, begin - 1, 4 * span
+        return found
+
+    async def _subjects(self) -> dict[str, int]:
+        try:
+            return await api.subjects(self._client(), self._names.dead, self._names.all_dead)
+        except api.ApiError as error:
+            if error.number == api.STREAM_NOT_FOUND:
+                return {}
+            raise
 
     async def _state(self) -> Any:
         try:
@@ -128,8 +155,8 @@ class JetStreamDeadLetters:
                 return {"first_seq": 1, "last_seq": 0, "messages": 0}
             raise
 
-    async def _read(self, first: int) -> Letters:
-        asked = {"seq": first, "batch": BATCH, "next_by_subj": self._names.all_dead}
+    async def _read(self, first: int, most: int) -> Letters:
+        asked = {"seq": first, "batch": most, "next_by_subj": self._names.all_dead}
         letters: Letters = []
         for msg in await api.read_direct(self._client(), self._names.dead, asked):
             headers = msg.headers or {}
