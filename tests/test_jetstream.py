@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import secrets
+import signal
 import subprocess
 import sys
 import threading
@@ -469,8 +470,37 @@ def test_without_a_server_beacons_are_refused_until_it_is_there(server: NatsServ
 
         wait_for(stored, "the server")
         assert names(wait_for(lambda: outlet.claim(10, 0), "the hit")) == ["b"]
-        assert spool.unready(config) == ""
+        wait_for(lambda: spool.unready(config) == "", "whoever looks from outside to be connected again")
         assert wait_for(lambda: outlet.ledger().total(REFUSED), "the refusal's count") == 1
+
+
+def test_a_server_that_hangs_makes_one_visitor_wait_and_not_all(server: NatsServer) -> None:
+    """The connection is there, and nothing is answered: one beacon at a time tries whether that is over."""
+    config = server.spool("hangs", commit_timeout_s=1.0)
+    with opened(config) as (intake, outlet):
+        intake.append_blocking(hit("before"))
+        server.process.send_signal(signal.SIGSTOP)
+        with pytest.raises(SpoolRefused, match="in time"):
+            intake.append_blocking(hit("first"))
+        probe = threading.Thread(target=_tried, args=(intake,))
+        probe.start()
+        wait_for(lambda: intake._waiting, "the one that tries")
+        began = time.monotonic()
+        with pytest.raises(SpoolRefused, match="in time"):
+            intake.append_blocking(hit("others"))
+        assert time.monotonic() - began < 0.5
+        probe.join()
+        server.process.send_signal(signal.SIGCONT)
+        wait_for(lambda: _tried(intake), "the server to answer again")
+        assert "before" in names(outlet.claim(10, 0))
+
+
+def _tried(intake: JetStreamIntake) -> bool:
+    try:
+        intake.append_blocking(hit("tried"))
+    except SpoolRefused:
+        return False
+    return True
 
 
 def test_a_full_spool_refuses_the_new_and_keeps_the_old(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import msgspec
 
 from proxy.delivery import Final
 from proxy.outcome import Ending, Outcome
+from proxy.spool.jetstream.flight import Flight
 from proxy.spool.jetstream.names import HIT_ID, Names
 from proxy.spool.jetstream.publisher import Message
 from proxy.spool.port import TRIMMED
@@ -31,12 +32,12 @@ def counting(names: Names, site: str, name: str, id: str, n: int = 1) -> Message
     return Message(names.count(site, name), b"", {"Nats-Incr": f"{n:+d}", HIT_ID: id})
 
 
-def records(names: Names, site: str, sequence: int, raw: bytes, attempt: int, final: Final, now_ms: int) -> list[Message]:
-    """The messages that record the ending of that hit."""
-    place = f"{site}:{sequence}"
+def records(names: Names, flight: Flight, final: Final, now_ms: int) -> list[Message]:
+    """The messages that record that hit's ending."""
+    site, place = flight.site, flight.place
     found = []
     if final.outcome.ending is Ending.DEAD:
-        letter = encode(DeadRecord(final.answer, attempt, now_ms, raw))
+        letter = encode(DeadRecord(final.answer, flight.attempt, now_ms, flight.content))
         found.append(Message(names.dead_letter(site, final.outcome), letter, {HIT_ID: place}))
     elif final.outcome is not Outcome.DELIVERED:
         found.append(counting(names, site, final.outcome, f"{final.outcome}:{place}"))

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
 
 from proxy.delivery import Retry
 from proxy.spool.jetstream.pull import Pulled
@@ -17,6 +18,15 @@ MOST_WAITING, LONGEST_WAIT_MS = 4096, 120_000
 MOST_REMEMBERED = 100_000
 """Hits of which is remembered that the server's count of deliveries is not the count of attempts."""
 
+
+class Source(NamedTuple):
+    """A stream of hits. `born` tells it from a later one of the same name, whose sequences begin anew."""
+
+    site: str
+    born: str
+
+
+NOWHERE = Source("", "")
 Key = tuple[str, int]
 """A stream, and a hit's sequence in it."""
 
@@ -24,11 +34,13 @@ Key = tuple[str, int]
 class Flight:
     """One hit. `attempt` counts from 1, the one under way included."""
 
-    __slots__ = ("attempt", "content", "delivered", "heard", "key", "out", "reply", "site")
+    __slots__ = ("attempt", "content", "delivered", "heard", "key", "out", "place", "reply", "site")
 
-    def __init__(self, pulled: Pulled, site: str, attempt: int) -> None:
+    def __init__(self, pulled: Pulled, source: Source, attempt: int) -> None:
         self.key: Key = (pulled.stream, pulled.sequence)
-        self.site = site
+        self.site = source.site
+        self.place = f"{source.born}:{pulled.stream}:{pulled.sequence}"
+        """Unique among all hits that ever were."""
         self.content = pulled.content
         self.attempt = attempt
         self.delivered, self.reply = pulled.delivered, pulled.reply
@@ -51,7 +63,7 @@ class Flights:
         self._more: OrderedDict[Key, int] = OrderedDict()
         """How many more attempts than deliveries a hit that was handed back has had; often negative."""
 
-    def take_off(self, pulled: Iterable[Pulled], sites: Mapping[str, str], closed: Collection[str]) -> int:
+    def take_off(self, pulled: Iterable[Pulled], sources: Mapping[str, Source], closed: Collection[str]) -> int:
         """Add them; how many fresh ones of open sites are here now. One that was here already has a new reply from now on."""
         with self._lock:
             for one in pulled:
@@ -60,7 +72,7 @@ class Flights:
                     known.delivered, known.reply, known.heard = one.delivered, one.reply, time.monotonic()
                     continue
                 attempt = max(1, one.delivered + self._more.get(key, 0))
-                self._all[key] = flight = Flight(one, sites.get(one.stream, ""), attempt)
+                self._all[key] = flight = Flight(one, sources.get(one.stream, NOWHERE), attempt)
                 self._fresh.append(flight)
             return sum(flight.site not in closed for flight in self._fresh)
 

@@ -22,7 +22,7 @@ from proxy.spool.jetstream.address import parse
 from proxy.spool.jetstream.ids import Ids
 from proxy.spool.jetstream.link import Link
 from proxy.spool.jetstream.names import BY_COLLECTOR, HIT_ID, Names
-from proxy.spool.jetstream.publisher import Message, Publisher
+from proxy.spool.jetstream.publisher import UNANSWERED, Message, Publisher
 from proxy.spool.jetstream.tally import Tally
 from proxy.spool.jetstream.tap import Tap
 from proxy.spool.port import REFUSED, Caller, IntakeStats, SpoolConfig, SpoolError, SpoolRefused, Tapped
@@ -61,6 +61,8 @@ class JetStreamIntake:
         """Hits that were taken, and whose waiters were not told yet."""
         self._idle = self._closing = False
         self._full = ""
+        self._hangs = ""
+        """Why the last batch was not answered in time; "" once one was. Meanwhile one hit at a time tries whether that is so."""
         self._made: set[str] = set()
         """Sites whose stream is known to be there."""
         self._ready = False
@@ -129,6 +131,8 @@ class JetStreamIntake:
                 raise SpoolRefused(f"no connection to the spool: {self._link.trouble}")
             if self._full:
                 raise SpoolRefused(self._full)
+            if self._hangs and self._waiting:
+                raise SpoolRefused(self._hangs)
             if self._waiting >= MAX_WAITING:
                 raise SpoolRefused("the spool's servers are too slow: too many beacons wait for them")
             self._waiting += 1
@@ -173,6 +177,10 @@ class JetStreamIntake:
         finally:
             with self._lock:
                 self._waiting -= len(batch)
+                if not all(errors):
+                    self._hangs = ""
+                elif time.monotonic() - began >= 0.9 * self._patience_s:
+                    self._hangs = errors[0]
             told: dict[str, list[Waiter]] = {}
             for (_, waiter), reason in zip(batch, errors, strict=True):
                 told.setdefault(reason, []).append(waiter)
@@ -184,12 +192,17 @@ class JetStreamIntake:
             self.stats.batch_hits.observe(len(batch))
 
     async def _publish(self, batch: list[tuple[Hit, Waiter]]) -> list[str]:
-        if not self._ready:
-            await self._prepare()
-        for site in {hit.site for hit, _ in batch} - self._made:
-            await self._make(site)
+        deadline = time.monotonic() + self._patience_s
+        try:
+            async with asyncio.timeout(self._patience_s):
+                if not self._ready:
+                    await self._prepare()
+                for site in {hit.site for hit, _ in batch} - self._made:
+                    await self._make(site)
+        except TimeoutError:
+            return [UNANSWERED] * len(batch)
         messages = [Message(self._names.hits(hit.site), hits.encode(hit), {HIT_ID: self._ids.next()}) for hit, _ in batch]
-        errors = await self._publisher.publish(self._link, messages, self._patience_s)
+        errors = await self._publisher.publish(self._link, messages, max(0.0, deadline - time.monotonic()))
         for (hit, _), error in zip(batch, errors, strict=True):
             if error:
                 self._made.discard(hit.site)  # its stream may have been deleted

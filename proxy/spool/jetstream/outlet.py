@@ -23,7 +23,7 @@ from proxy.outcome import Outcome
 from proxy.spool.jetstream import api, streams
 from proxy.spool.jetstream.address import parse
 from proxy.spool.jetstream.book import Book
-from proxy.spool.jetstream.flight import Flights
+from proxy.spool.jetstream.flight import Flights, Source
 from proxy.spool.jetstream.link import Link
 from proxy.spool.jetstream.names import Names
 from proxy.spool.jetstream.pull import Puller
@@ -55,8 +55,8 @@ class JetStreamOutlet:
         self._flights = Flights()
         self._puller, self._settler = Puller(), Settler(self._names, self._flights)
         self._book, self._tap = Book(self._names), Tap(self._names)
-        self._sites: dict[str, str] = {}
-        """Stream of hits → site, where our consumer is known to be there."""
+        self._sources: dict[str, Source] = {}
+        """By stream, where our consumer is known to be there."""
         self._dry: dict[str, float] = {}
         """Stream → when (monotonic) it last had less than was asked for."""
         self._looked = float("-inf")
@@ -170,14 +170,14 @@ class JetStreamOutlet:
     async def _look_for_sites(self, client: "Client") -> None:
         self._looked = time.monotonic()
         found, _ = await api.ask_all(client, "STREAM.NAMES", "streams", {"subject": self._names.all_hits})
-        for gone in self._sites.keys() - set(found):
-            del self._sites[gone]
+        for gone in self._sources.keys() - set(found):
+            del self._sources[gone]
         wrong: SpoolError | None = None
         for stream in found:
-            if stream not in self._sites:
+            if stream not in self._sources:
                 try:
-                    await streams.ensure_consumer(client, stream)
-                    self._sites[stream] = self._names.site_of(stream)
+                    born = await streams.ensure_consumer(client, stream)
+                    self._sources[stream] = Source(self._names.site_of(stream), born)
                 except SpoolError as error:  # of that site alone
                     wrong = error
         if wrong is not None:
@@ -193,21 +193,25 @@ class JetStreamOutlet:
                 await self._look_for_sites(client)
             except SpoolError as error:
                 self._in_trouble(error)
-        here = self._flights.take_off(self._puller.take(), self._sites, closed)
-        now, rest_s = time.monotonic(), POLL_S * len(self._sites) if len(self._sites) > POLLED_AT_ONCE else 0.0
-        wet = [s for s, site in self._sites.items() if site not in closed and now - self._dry.get(s, float("-inf")) >= rest_s]
+        here = self._flights.take_off(self._puller.take(), self._sources, closed)
+        now, rest_s = time.monotonic(), POLL_S * len(self._sources) if len(self._sources) > POLLED_AT_ONCE else 0.0
+        wet = [
+            s
+            for s, source in self._sources.items()
+            if source.site not in closed and now - self._dry.get(s, float("-inf")) >= rest_s
+        ]
         while wet and (missing := wanted - here) > 0:
             share = -(-missing // len(wet))
             asked = {stream: min(share, missing - share * turn) for turn, stream in enumerate(wet) if missing > share * turn}
             there = await asyncio.gather(*(self._puller.fetch(client, stream, n) for stream, n in asked.items()))
             for stream, is_there in zip(asked, there, strict=True):
                 if not is_there:
-                    self._sites.pop(stream, None)
+                    self._sources.pop(stream, None)
             pulled = self._puller.take()
             came = dict.fromkeys(asked, 0)
             for one in pulled:
                 came[one.stream] = came.get(one.stream, 0) + 1
-            here = self._flights.take_off(pulled, self._sites, closed)
+            here = self._flights.take_off(pulled, self._sources, closed)
             dry = {stream for stream, n in asked.items() if came[stream] < n}
             self._dry.update(dict.fromkeys(dry, time.monotonic()))
             wet = [stream for stream in wet if stream not in dry]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 LOOK_S = 0.25
 """Between two looks whether something must be repeated."""
+UNANSWERED = "the spool's server does not acknowledge in time"
 REPEATS = 3
 """How often a message is sent within the patience of whoever waits for it."""
 
@@ -81,7 +82,7 @@ class Publisher:
                 if done:
                     return batch.errors
                 if time.monotonic() >= deadline:
-                    why = link.trouble or link.denied or "the spool's server does not acknowledge in time"
+                    why = link.trouble or link.denied or UNANSWERED
                     return [why if token in self._waiting else batch.errors[number] for number, token in enumerate(mine)]
         finally:
             for token in mine:

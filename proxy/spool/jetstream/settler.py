@@ -60,8 +60,7 @@ class Settler:
         for ending in endings:
             if not ending.recorded:
                 ending.recorded = True
-                flight, sequence = ending.flight, ending.flight.key[1]
-                for message in records(self._names, flight.site, sequence, flight.content, flight.attempt, ending.final, now_ms):
+                for message in records(self._names, ending.flight, ending.final, now_ms):
                     messages.append(message)
                     whose.append(ending)
         errors = await self._publisher.publish(link, messages, RECORD_S)

@@ -86,8 +86,10 @@ async def ensure_stream(client: "Client", config: Config) -> None:
     _compare(f"stream {name}", f"nats stream edit {name}", config, found)
 
 
-async def ensure_consumer(client: "Client", stream: str) -> None:
-    """The one durable consumer of a stream of hits, which all forwarders share. Raises SpoolError if it is another."""
+async def ensure_consumer(client: "Client", stream: str) -> str:
+    """The one durable consumer of a stream of hits, which all forwarders share; when it was made. Raises SpoolError if it is
+    another.
+    """
     config = {
         "durable_name": FORWARDERS,
         "ack_policy": "explicit",
@@ -106,6 +108,7 @@ async def ensure_consumer(client: "Client", stream: str) -> None:
             raise
         made = await api.ask(client, f"CONSUMER.INFO.{stream}.{FORWARDERS}")
     _compare(f"consumer {FORWARDERS} of stream {stream}", f"nats consumer edit {stream} {FORWARDERS}", config, made["config"])
+    return str(made["created"])
 
 
 def _compare(what: str, how: str, expected: Config, found: Config) -> None:
