@@ -107,6 +107,7 @@ def test_a_restart_of_the_server_loses_nothing(server: NatsServer) -> None:
         wait_for(lambda: not outlet.ledger().pending, "what was claimed before to be settled after")
         assert spool.open_dead_letters(config).count(DeadFilter()) == 1
         assert (outlet.ledger().total(RECEIVED), outlet.ledger().total(Outcome.DELIVERED)) == (6, 5)
+        wait_for(lambda: not intake._link.trouble, "the collector to be connected again")
         intake.append_blocking(hit("after"))
         assert outlet.ledger().total(RECEIVED) == 7
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from conftest import wait_for
 
 from proxy.delivery import Final, Retry
 from proxy.hit import Hit
@@ -157,6 +158,7 @@ def test_the_ledger_balances_by_site_and_outcome(spool: Halves) -> None:
     verdicts = [DELIVERED, Final(Outcome.REJECTED, "404"), Final(Outcome.NO_NAME), Retry(10**15, "500")]
     outlet().settle([Settlement(claim, verdict) for claim, verdict in zip(claims, verdicts, strict=False)])
     intake.append_blocking(hit("last"))
+    wait_for(lambda: (found := outlet().ledger()).total(REFUSED) and found.total(RECEIVED) == 8, "what was counted to be written")
     ledger = outlet().ledger()
     ended = sum(sum(ledger.ending(ending).values()) for ending in Ending)
     assert ledger.total(RECEIVED) == 8 == ended + ledger.pending

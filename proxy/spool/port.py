@@ -140,10 +140,10 @@ class Intake(Protocol):
         """The same for a thread without an event loop (WSGI). Raises SpoolRefused."""
 
     def drop(self, site: str, outcome: Outcome) -> None:
-        """Count a hit that is deliberately not stored (and answered 200). Written with the next commit."""
+        """Count a hit that is deliberately not stored (and answered 200). Written with the next commit, or soon."""
 
     def refuse(self, site: str) -> None:
-        """Count a hit that could not be stored (and was answered 503). Written with the next commit that succeeds."""
+        """Count a hit that could not be stored (and was answered 503). Written with the next commit that succeeds, or soon."""
 
     def close(self) -> None:
         """Store what was accepted and let go."""
