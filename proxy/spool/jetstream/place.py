@@ -59,11 +59,11 @@ class JetStreamPlace:
         self._names = Names(self._address.stream)
 
     def prepare(self) -> None:
-        """Servers that are not there just now may come: until then collectors refuse beacons, and say why."""
-        if self._reader().link.trouble:
-            log.warning("the spool's servers are away", reason=self._reader().link.trouble)
-            return
-        self._ask(lambda client: streams.ensure_common(client, self._names, self._address.replicas))
+        """Servers that are away, or elect a leader, just now: until then collectors refuse beacons, and say why."""
+        if reason := self._reader().link.trouble:
+            log.warning("the spool's servers are away", reason=reason)
+        else:
+            self._ask(self._ensure)
 
     def begun(self) -> bool:
         return self._ask(self._is_there)
@@ -115,6 +115,16 @@ class JetStreamPlace:
             return str(error)
         most = self._config.max_bytes
         return f"the spool is full: {used:,} of max_bytes {most:,}" if used >= most else ""
+
+    async def _ensure(self, client: "Client") -> None:
+        try:
+            await streams.ensure_common(client, self._names, self._address.replicas)
+        except TimeoutError:
+            log.warning("the spool's servers do not answer yet")
+        except api.ApiError as error:
+            if error.number != api.UNAVAILABLE:
+                raise
+            log.warning("the spool is not ready yet", reason=str(error))
 
     async def _is_there(self, client: "Client") -> bool:
         try:
