@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -25,6 +25,8 @@ httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_
 # Processes start as they do at a user's, with their bytecode at hand, even where an environment says to keep none.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+if TYPE_CHECKING:
+    from nats_server import NatsServer
 
 API_KEY = "test-key-5f2c8e"
 DEADLINE_S = 20.0
@@ -268,3 +270,13 @@ def need(tool: str, package: str) -> str:
             pytest.fail(message)
         pytest.skip(message)
     return path
+
+
+@pytest.fixture(scope="session")
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[NatsServer]":
+    """One for all tests of this process; each takes stream names of its own."""
+    from nats_server import NatsServer
+
+    server = NatsServer(tmp_path_factory.mktemp("nats"))
+    yield server
+    server.stop()

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.settings import Settings, SettingsError, load
+from proxy.spool.jetstream.address import Address, parse
 
 KEY = {"BEACON_PROXY_API_KEY": "sekret-key-9"}
 
@@ -50,6 +51,15 @@ def test_lists_in_the_environment_are_comma_separated_and_presets_have_names() -
         ("MAX_AGE", "inf", "finite"),
         ("DURABILITY", "maybe", "'disk' or 'os'"),
         ("SPOOL", "/var/spool", "sqlite:DIR"),
+        ("SPOOL", "nats:", "nats://host1,host2,host3?stream=beacons&replicas=3"),
+        ("SPOOL", "nats://a,,b", "nats://host1,host2,host3?stream=beacons&replicas=3"),
+        ("SPOOL", "nats://a:99999", "nats://host1,host2,host3?stream=beacons&replicas=3"),
+        ("SPOOL", "nats://a/path", "nats://host1,host2,host3?stream=beacons&replicas=3"),
+        ("SPOOL", "nats://a?stream", "nats://host1,host2,host3?stream=beacons&replicas=3"),
+        ("SPOOL", "nats://a?stream=x.y", "letters, digits and dashes"),
+        ("SPOOL", "nats://a?replicas=2", "replicas=1, 3 or 5"),
+        ("SPOOL", "nats://a?token=x", "'token' is no parameter of it; expected stream"),
+        ("SPOOL", "nats://a?nkey=f&credentials=g", "one of credentials, nkey, token_file"),
         ("PREFIX", "a b", "path of letters"),
         ("TRUSTED_PROXIES", "everybody", "CIDRs"),
         ("MAX_BYTES", "lots", "10GiB"),
@@ -64,6 +74,22 @@ def test_a_wrong_value_names_the_setting_what_was_found_and_what_was_expected(na
     assert f"BEACON_PROXY_{name}" in message
     assert value in message
     assert expected in message
+
+
+def test_a_password_in_the_spools_url_is_refused_and_not_shown() -> None:
+    """URLs end up in logs and lists of processes."""
+    for url in ("nats://me:hunter2@a", "nats://hunter2@a,b?stream=x"):
+        message = refusal({**KEY, "BEACON_PROXY_SPOOL": url})
+        assert "credentials=FILE" in message
+        assert "hunter2" not in message
+
+
+def test_the_spools_url_names_servers_and_streams() -> None:
+    """With three servers three replicas are what is meant, unless it says otherwise."""
+    found = parse("nats://a,b:4333,[::1]?stream=x&credentials=/c&ca=/d")
+    assert found == Address(("nats://a:4222", "nats://b:4333", "nats://[::1]:4222"), "x", 3, credentials="/c", tls=True, ca="/d")
+    assert parse("nats://a,b").replicas == 1
+    assert parse("nats://a,b,c?replicas=1").replicas == 1
 
 
 def test_a_misspelt_setting_is_an_error_with_a_suggestion(tmp_path: Path) -> None:

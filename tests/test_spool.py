@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import secrets
 import sqlite3
 import subprocess
 import sys
@@ -10,10 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from conftest import wait_for
 
 from proxy.delivery import Final, Retry
 from proxy.hit import Hit
 from proxy.outcome import Ending, Outcome
+from proxy.spool.jetstream.intake import JetStreamIntake
+from proxy.spool.jetstream.outlet import JetStreamOutlet
 from proxy.spool.memory import MemorySpool
 from proxy.spool.port import (
     RECEIVED,
@@ -47,9 +51,17 @@ DELIVERED = Final(Outcome.DELIVERED, "200")
 Halves = tuple[Intake, Callable[[], Outlet]]
 
 
-@pytest.fixture(params=["memory", "sqlite-disk", "sqlite-os"])
-def spool(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Halves]:
+@pytest.fixture(params=["memory", "sqlite-disk", "sqlite-os", "jetstream"])
+def spool(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Halves]:
     """An intake, and a way to open the outlet."""
+    if request.param == "jetstream":
+        monkeypatch.setattr("proxy.spool.jetstream.outlet.LOOK_S", 0.0)
+        config = request.getfixturevalue("nats_server").spool(secrets.token_hex(4))
+        halves = JetStreamIntake(config), JetStreamOutlet(config)
+        yield halves[0], lambda: halves[1]
+        for half in halves:
+            half.close()
+        return
     if request.param == "memory":
         memory = MemorySpool()
         yield memory, lambda: memory
@@ -146,6 +158,7 @@ def test_the_ledger_balances_by_site_and_outcome(spool: Halves) -> None:
     verdicts = [DELIVERED, Final(Outcome.REJECTED, "404"), Final(Outcome.NO_NAME), Retry(10**15, "500")]
     outlet().settle([Settlement(claim, verdict) for claim, verdict in zip(claims, verdicts, strict=False)])
     intake.append_blocking(hit("last"))
+    wait_for(lambda: (found := outlet().ledger()).total(REFUSED) and found.total(RECEIVED) == 8, "what was counted to be written")
     ledger = outlet().ledger()
     ended = sum(sum(ledger.ending(ending).values()) for ending in Ending)
     assert ledger.total(RECEIVED) == 8 == ended + ledger.pending

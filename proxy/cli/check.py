@@ -3,6 +3,7 @@
 from proxy.forward.trial import try_out
 from proxy.settings import Settings
 from proxy.spool import look_at
+from proxy.spool.jetstream import address as jetstream
 
 
 def describe(settings: Settings) -> str:
@@ -67,6 +68,12 @@ def _durability(settings: Settings) -> str:
     if settings.spool.startswith("memory:"):
         return (
             "They wait in memory: whatever stops the process loses them. (`serve` needs sqlite:DIR; this is for proxy.asgi:app.)"
+        )
+    if settings.spool.startswith("nats:"):
+        spool = jetstream.parse(settings.spool)
+        return (
+            f"Each is answered once JetStream has acknowledged it, at {', '.join(spool.servers)} (streams {spool.stream}, "
+            f"replicas: {spool.replicas}); how soon the servers sync it to disk is their setting sync_interval, not durability."
         )
     place = settings.spool.removeprefix("sqlite:")
     if settings.durability == "disk":

@@ -44,7 +44,8 @@ def existing_spool(config: Path | None) -> SpoolConfig:
     """The spool that the settings name. Where nothing is there yet, says so on stderr: the place may be the wrong one."""
     spool = settings.load(config).spool_config()
     if not begun(spool):
-        where = Path(spool.url.partition(":")[2]).absolute()
+        scheme, _, place = spool.url.partition(":")
+        where = Path(place).absolute() if scheme == "sqlite" else spool.url
         print(f"beacon-proxy: there is no spool yet at {where} (setting spool)", file=sys.stderr)
     else:
         look_into(spool)

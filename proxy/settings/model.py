@@ -42,7 +42,9 @@ class Settings(BaseModel):
     api_key_file: Path | None = Field(None, description="A file with the key instead (Docker secret, systemd credential).")
     upstream: values.Url = Field(VENDOR, description="Base URL of the vendor's beacon API.")
     spool: Annotated[str, BeforeValidator(values.spool)] = Field(
-        "sqlite:spool", description="Where beacons wait: `sqlite:DIR`, or `memory:` (a single process that may forget)."
+        "sqlite:spool",
+        description="Where beacons wait: `sqlite:DIR`, `nats://HOST,…?stream=NAME&replicas=N` (many machines), or `memory:` (a "
+        "single process that may forget).",
     )
     durability: Literal["disk", "os"] = Field(
         "disk",

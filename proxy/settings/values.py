@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, SecretStr
 from proxy.beacon import plain_name, reserved_name
 from proxy.collector.config import SCRIPT_EVENTS
 from proxy.enrich import ENRICHERS, own_enrichers
+from proxy.spool.jetstream import address as jetstream
 
 PRESETS = {
     "loopback": ("127.0.0.0/8", "::1/128"),
@@ -62,9 +63,9 @@ def address_property(value: object) -> object:
 
 def spool(value: object) -> object:
     if isinstance(value, str) and value.startswith("nats:"):
-        raise ValueError("a NATS spool is not available in this version; expected sqlite:DIR or memory:")
-    if not isinstance(value, str) or not re.fullmatch(r"sqlite:.+|memory:.*", value):
-        raise ValueError("expected sqlite:DIR (a directory) or memory:")
+        jetstream.parse(value)
+    elif not isinstance(value, str) or not re.fullmatch(r"sqlite:.+|memory:.*", value):
+        raise ValueError(f"expected sqlite:DIR (a directory), {jetstream.EXAMPLE}, or memory:")
     return value
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from proxy.hit import Hit
 from proxy.spool.port import Caller, IntakeStats, SpoolRefused
+from proxy.spool.waiting import Waiter, wait_for_all, wake
 
 MAX_WAITING = 16_384
 """Hits that may wait for the disk at once; one more is refused."""
@@ -27,13 +28,6 @@ Commit = Callable[[list[Hit], Counts], None]
 """Store these hits and add these counts, both or neither. Raises SpoolRefused."""
 
 
-class _Waiter(threading.Event):
-    """A thread's place in a batch."""
-
-    error: SpoolRefused | None = None
-
-
-Waiter = asyncio.Future[None] | _Waiter | Caller
 HANGS = "the disk hangs: the commit under way takes longer than commit_timeout"
 
 
@@ -73,14 +67,7 @@ class GroupCommit:
         self._enter(hit, caller)
 
     def append_blocking(self, *hits: Hit) -> None:
-        waiters = [_Waiter() for _ in hits]
-        for hit, waiter in zip(hits, waiters, strict=True):
-            self._enter(hit, waiter)
-        for waiter in waiters:
-            waiter.wait()
-        for waiter in waiters:
-            if waiter.error is not None:
-                raise waiter.error
+        wait_for_all(self._enter, hits)
 
     def count(self, site: str, *names: str) -> None:
         with self._bell:
@@ -133,7 +120,7 @@ class GroupCommit:
             with self._bell:
                 began = self._began
                 waiters, self._committing, self._began = self._committing, [], 0.0  # without those who were told meanwhile
-            _wake(waiters, error)
+            wake(waiters, error)
             if hits and error is None:
                 self.stats.commit_seconds.observe(time.monotonic() - began)
                 self.stats.batch_hits.observe(len(hits))
@@ -165,31 +152,4 @@ class GroupCommit:
                     continue
                 given_up = self._committing + self._waiters
                 self._committing, self._waiters, self._hits = [], [], []
-            _wake(given_up, SpoolRefused(HANGS))
-
-
-def _wake(waiters: list[Waiter], error: SpoolRefused | None) -> None:
-    """One wake-up per event loop, not one per beacon."""
-    loops: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None] | Caller]] = {}
-    for waiter in waiters:
-        if isinstance(waiter, _Waiter):
-            waiter.error = error
-            waiter.set()
-        else:
-            loops.setdefault(waiter.get_loop(), []).append(waiter)
-    for loop, told in loops.items():
-        try:
-            loop.call_soon_threadsafe(_resolve, told, error)
-        except RuntimeError:  # the loop has ended, and its requests with it
-            pass
-
-
-def _resolve(waiters: "list[asyncio.Future[None] | Caller]", error: SpoolRefused | None) -> None:
-    for waiter in waiters:
-        if not isinstance(waiter, asyncio.Future):
-            waiter.told(error)
-        elif not waiter.done():
-            if error is None:
-                waiter.set_result(None)
-            else:
-                waiter.set_exception(SpoolRefused(*error.args))
+            wake(given_up, SpoolRefused(HANGS))

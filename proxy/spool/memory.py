@@ -1,6 +1,8 @@
 """The memory spool: same contract, nothing on disk. For tests and for embedding in a single process that may forget."""
 
+import contextlib
 import heapq
+import socket
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Sequence
@@ -8,7 +10,22 @@ from collections.abc import Collection, Sequence
 from proxy.delivery import Final
 from proxy.hit import Hit
 from proxy.outcome import Ending, Outcome
-from proxy.spool.port import RECEIVED, REFUSED, TRIMMED, Caller, Claim, Ledger, Settlement, Tapped
+from proxy.spool.port import (
+    RECEIVED,
+    REFUSED,
+    TRIMMED,
+    Caller,
+    Claim,
+    DeadLetters,
+    Intake,
+    IntakeStats,
+    Ledger,
+    Outlet,
+    Settlement,
+    SpoolConfig,
+    SpoolError,
+    Tapped,
+)
 
 
 class MemorySpool:
@@ -105,3 +122,58 @@ class MemorySpool:
 
     def _tally(self, site: str, name: str) -> None:
         self._counts.setdefault(site, Counter())[str(name)] += 1
+
+
+_SPOOLS: dict[str, MemorySpool] = {}
+
+
+class MemoryPlace:
+    """See Place. Within one process, the same URL is the same spool."""
+
+    def __init__(self, config: SpoolConfig) -> None:
+        self._spool = _SPOOLS.setdefault(config.url, MemorySpool())
+
+    def prepare(self) -> None:
+        """Nothing to make."""
+
+    def begun(self) -> bool:
+        return True
+
+    def look_into(self) -> None:
+        """Whoever has the process may see it."""
+
+    def look_at(self) -> None:
+        """It can always be used."""
+
+    def intake(self) -> Intake:
+        return self._spool
+
+    def outlet(self) -> Outlet:
+        return self._spool
+
+    def dead_letters(self) -> DeadLetters:
+        raise SpoolError("a memory spool keeps no dead letters beyond its process")
+
+    def ledger(self) -> Ledger:
+        return self._spool.ledger()
+
+    def some_hits(self, most: int) -> list[Hit]:
+        return []
+
+    def forwarder_state(self) -> bytes:
+        return self._spool.recall()
+
+    def intake_stats(self) -> IntakeStats:
+        return IntakeStats()
+
+    def ledger_off(self, most: int) -> int | None:
+        return 0
+
+    def watching(self) -> contextlib.AbstractContextManager[socket.socket]:
+        raise SpoolError("a memory spool shows nothing beyond its process")
+
+    def bytes(self) -> int:
+        return 0
+
+    def unready(self) -> str:
+        return ""

@@ -35,7 +35,7 @@ class SpoolConfig(msgspec.Struct, frozen=True):
     """Which spool, and how durable."""
 
     url: str
-    """`sqlite:DIR` or `memory:`."""
+    """`sqlite:DIR`, `nats://…` or `memory:`."""
     durability: str = "disk"
     """"disk": fsync before the answer; "os": written to the kernel before the answer."""
     max_bytes: int = 10 * 1024**3
@@ -140,17 +140,18 @@ class Intake(Protocol):
         """The same for a thread without an event loop (WSGI), of one or more. Raises SpoolRefused if one is not stored."""
 
     def drop(self, site: str, outcome: Outcome) -> None:
-        """Count a hit that is deliberately not stored (and answered 200). Written with the next commit."""
+        """Count a hit that is deliberately not stored (and answered 200). Written with the next commit, or soon."""
 
     def refuse(self, site: str) -> None:
-        """Count a hit that could not be stored (and was answered 503). Written with the next commit that succeeds."""
+        """Count a hit that could not be stored (and was answered 503). Written with the next commit that succeeds, or soon."""
 
     def close(self) -> None:
         """Store what was accepted and let go."""
 
 
 class Outlet(Protocol):
-    """The forwarder's half. One at a time for a spool. It does not raise for what may pass (a lock, a full disk)."""
+    """The forwarder's half. One at a time for a spool, unless its adapter allows more. It does not raise for what may pass
+    (a lock, a full disk)."""
 
     def claim(self, limit: int, now_ms: int, closed: Collection[str] = ()) -> list[Claim]:
         """Up to `limit` hits, oldest first, that are due, not in flight, and not of the sites in `closed`.

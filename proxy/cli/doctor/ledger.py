@@ -14,9 +14,8 @@ OLD_S = 300
 
 
 def look(installation: Installation) -> Iterator[Finding]:
-    place = installation.directory
-    if place is None or not begun(installation.spool):
-        yield skipped("there is no spool on a disk")
+    if installation.spool.url.startswith("memory:") or not begun(installation.spool):
+        yield skipped("there is no spool that others can see")
         return
     state = forwarder_state(installation.spool)
     found = summary(ledger_of(installation.spool), state)

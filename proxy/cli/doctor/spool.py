@@ -39,7 +39,9 @@ MOUNTS = Path("/proc/self/mountinfo")
 
 def look(installation: Installation) -> Iterator[Finding]:
     place = installation.directory
-    if place is None:
+    if installation.spool.url.startswith("nats:"):
+        yield skipped("it is not on this machine")
+    elif place is None:
         yield skipped("it is in memory: whatever stops the process loses it")
     elif not place.is_dir():
         yield wrong(

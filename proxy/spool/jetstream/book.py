@@ -1,0 +1,102 @@
+"""The ledger, read from the streams: it balances by construction, since "delivered" is what is left.
+
+    stored    = last_seq of the site's stream − replayed             received  = stored + dropped by collectors
+    pending   = messages in it                                       dead      = messages among the dead letters
+    delivered = last_seq − messages − dropped by forwarders − dead − discarded − replayed
+
+Streams are read in an order in which whatever happens meanwhile makes received and delivered too small, never too large; neither
+ever falls, so what one reader saw before mends that: the difference is a hit that has ended and is just being acknowledged.
+"""
+
+import asyncio
+import base64
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from proxy import hit as hits
+from proxy.outcome import Ending, Outcome
+from proxy.spool.jetstream import api
+from proxy.spool.jetstream.names import BY_COLLECTOR, REPLAYED, Names
+from proxy.spool.port import RECEIVED, REFUSED, TRIMMED, Ledger
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
+DROPPED = tuple(outcome for outcome in Outcome if outcome.ending is Ending.DROPPED)
+DEAD = tuple(outcome for outcome in Outcome if outcome.ending is Ending.DEAD)
+ASKED_AT_ONCE = 500
+"""Counts in one request; the server answers for 1,024 at most."""
+
+Counts = dict[str, dict[str, int]]
+
+
+class Book:
+    """One reader's view. Used on the link's loop."""
+
+    def __init__(self, names: Names) -> None:
+        self._names = names
+        self._before: dict[tuple[str, str], dict[str, int]] = {}
+        """What was read last, by site and its stream's birth: one that was deleted and made again begins anew."""
+
+    async def read(self, client: "Client") -> Ledger:
+        """Raises ApiError or nats.errors.Error where it cannot be read."""
+        streams, missing = await api.ask_all(client, "STREAM.LIST", "streams", {"subject": self._names.all_hits})
+        stored = {self._names.site_of(stream["config"]["name"]): stream["state"] for stream in streams}
+        born = {self._names.site_of(stream["config"]["name"]): stream["created"] for stream in streams}
+        dead = await self._dead(client)
+        counted = await self._counted(client)
+        waiting = [(site, state) for site, state in stored.items() if state["messages"]]
+        oldest = await asyncio.gather(*(self._first_ms(client, site, state) for site, state in waiting))
+        counts: Counts = {}
+        pending = 0
+        for site in {*stored, *dead, *counted}:
+            state = stored.get(site, {"last_seq": 0, "messages": 0})
+            before = self._before.get((site, born.get(site, "")), {})
+            of_site, rest = _balance(state, dead.get(site, {}), counted.get(site, {}), before)
+            counts[site] = {name: n for name, n in of_site.items() if n}
+            pending += rest
+        self._before = {(site, born.get(site, "")): of_site for site, of_site in counts.items()}
+        return Ledger(counts, pending, min(filter(None, oldest), default=None), tuple(sorted(missing)))
+
+    async def _dead(self, client: "Client") -> Counts:
+        return self._by_site(await api.subjects(client, self._names.dead, self._names.all_dead))
+
+    async def _counted(self, client: "Client") -> Counts:
+        subjects = sorted(await api.subjects(client, self._names.ledger, self._names.all_counts))
+        values: dict[str, int] = {}
+        for first in range(0, len(subjects), ASKED_AT_ONCE):
+            asked = {"multi_last": subjects[first : first + ASKED_AT_ONCE]}
+            for msg in await api.read_direct(client, self._names.ledger, asked):
+                values[(msg.headers or {})["Nats-Subject"]] = int(msgspec.json.decode(msg.data)["val"])
+        return self._by_site(values)
+
+    def _by_site(self, by_subject: dict[str, int]) -> Counts:
+        found: Counts = {}
+        for subject, n in by_subject.items():
+            site, name = self._names.site_and_name(subject)
+            found.setdefault(site, {})[name] = n
+        return found
+
+    async def _first_ms(self, client: "Client", site: str, state: Any) -> int | None:
+        """Receipt of the oldest hit; None if it is gone meanwhile, or cannot be read."""
+        with contextlib.suppress(api.ApiError, msgspec.DecodeError, UnicodeDecodeError):
+            asked = {"seq": state["first_seq"]}
+            answer = await api.ask(client, f"STREAM.MSG.GET.{self._names.hits_stream(site)}", asked)
+            return hits.decode(base64.b64decode(answer["message"]["data"])).received_ms
+        return None
+
+
+def _balance(state: Any, dead: dict[str, int], counted: dict[str, int], before: dict[str, int]) -> tuple[dict[str, int], int]:
+    """A site's counts, and how many are pending."""
+    at_edge = sum(counted.get(BY_COLLECTOR + outcome, 0) for outcome in DROPPED)
+    dropped = {outcome.value: counted.get(outcome, 0) + counted.get(BY_COLLECTOR + outcome, 0) for outcome in DROPPED}
+    ended_otherwise = sum(dropped.values()) - at_edge + sum(dead.values()) + counted.get(REPLAYED, 0)
+    received = max(state["last_seq"] - counted.get(REPLAYED, 0) + at_edge, before.get(RECEIVED, 0))
+    delivered = max(state["last_seq"] - state["messages"] - ended_otherwise, before.get(Outcome.DELIVERED, 0))
+    pending = received - delivered - sum(dropped.values()) - sum(dead.values())
+    if pending < 0:
+        delivered, pending = delivered + pending, 0
+    found = {RECEIVED: received, Outcome.DELIVERED.value: delivered, **dropped, **dead}
+    return {**found, **{name: counted.get(name, 0) for name in (REFUSED, TRIMMED)}}, pending

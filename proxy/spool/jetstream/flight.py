@@ -1,0 +1,159 @@
+"""Hits that are with this forwarder: given out, waiting here for another try, or ended and not yet acknowledged. No I/O.
+
+Shared by the forwarder's thread and the link's loop, so everything happens under one lock.
+"""
+
+import heapq
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
+
+from proxy.delivery import Retry
+from proxy.spool.jetstream.pull import Pulled
+
+MOST_WAITING, LONGEST_WAIT_MS = 4096, 120_000
+"""What waits here: so many, and none for longer. The others wait with the server."""
+MOST_REMEMBERED = 100_000
+"""Hits of which is remembered that the server's count of deliveries is not the count of attempts."""
+
+
+class Source(NamedTuple):
+    """A stream of hits. `born` tells it from a later one of the same name, whose sequences begin anew."""
+
+    site: str
+    born: str
+
+
+NOWHERE = Source("", "")
+Key = tuple[str, int]
+"""A stream, and a hit's sequence in it."""
+
+
+class Flight:
+    """One hit. `attempt` counts from 1, the one under way included."""
+
+    __slots__ = ("attempt", "content", "delivered", "heard", "key", "out", "place", "reply", "site")
+
+    def __init__(self, pulled: Pulled, source: Source, attempt: int) -> None:
+        self.key: Key = (pulled.stream, pulled.sequence)
+        self.site = source.site
+        self.place = f"{source.born}:{pulled.stream}:{pulled.sequence}"
+        """Unique among all hits that ever were."""
+        self.content = pulled.content
+        self.attempt = attempt
+        self.delivered, self.reply = pulled.delivered, pulled.reply
+        self.heard = time.monotonic()
+        """When the server last heard of it, or gave it out."""
+        self.out = False
+        """Given out, and not settled."""
+
+
+class Flights:
+    """All of them, by key."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._all: dict[Key, Flight] = {}
+        self._fresh: list[Flight] = []
+        """Not given out yet."""
+        self._waiting: list[tuple[int, Key]] = []
+        """A heap of due times."""
+        self._more: OrderedDict[Key, int] = OrderedDict()
+        """How many more attempts than deliveries a hit that was handed back has had; often negative."""
+
+    def take_off(self, pulled: Iterable[Pulled], sources: Mapping[str, Source], closed: Collection[str]) -> int:
+        """Add them; how many fresh ones of open sites are here now. One that was here already has a new reply from now on."""
+        with self._lock:
+            for one in pulled:
+                key = (one.stream, one.sequence)
+                if (known := self._all.get(key)) is not None:
+                    known.delivered, known.reply, known.heard = one.delivered, one.reply, time.monotonic()
+                    continue
+                attempt = max(1, one.delivered + self._more.get(key, 0))
+                self._all[key] = flight = Flight(one, sources.get(one.stream, NOWHERE), attempt)
+                self._fresh.append(flight)
+            return sum(flight.site not in closed for flight in self._fresh)
+
+    def fresh(self, limit: int, closed: Collection[str]) -> list[Flight]:
+        """Up to `limit` of those that were never given out, as they came; they are given out with this."""
+        with self._lock:
+            found = [flight for flight in self._fresh if flight.site not in closed][:limit]
+            taken = set(map(id, found))
+            self._fresh = [flight for flight in self._fresh if id(flight) not in taken]
+            for flight in found:
+                flight.out = True
+            return found
+
+    def is_out(self, flight: Flight) -> bool:
+        """Whether that claim was not settled yet."""
+        with self._lock:
+            return flight.out and self._all.get(flight.key) is flight
+
+    def wait(self, flight: Flight, verdict: Retry, now_ms: int) -> bool:
+        """Count the attempt, and let it wait here for the next; False if it must wait with the server."""
+        with self._lock:
+            flight.attempt += verdict.counted
+            if verdict.due_ms - now_ms > LONGEST_WAIT_MS or len(self._waiting) >= MOST_WAITING:
+                return False
+            flight.out = False
+            heapq.heappush(self._waiting, (verdict.due_ms, flight.key))
+            return True
+
+    def due(self, limit: int, now_ms: int, closed: Collection[str]) -> list[Flight]:
+        """Up to `limit` of those that wait and are due, the longest due first; they are given out with this."""
+        found: list[Flight] = []
+        passed_over: list[tuple[int, Key]] = []
+        with self._lock:
+            while self._waiting and len(found) < limit and self._waiting[0][0] <= now_ms:
+                due = heapq.heappop(self._waiting)
+                flight = self._all[due[1]]
+                if flight.site in closed:
+                    passed_over.append(due)
+                    continue
+                flight.out = True
+                found.append(flight)
+            for due in passed_over:
+                heapq.heappush(self._waiting, due)
+        return found
+
+    def ended(self, flight: Flight) -> None:
+        """Its ending is decided: it is given out no more, and forgotten when that is recorded."""
+        with self._lock:
+            flight.out = False
+
+    def forget(self, flight: Flight) -> None:
+        """It is no longer ours, and will not come back."""
+        with self._lock:
+            self._all.pop(flight.key, None)
+            self._more.pop(flight.key, None)
+
+    def hand_back(self, flight: Flight) -> str:
+        """Where to tell the server that it has it again. It will count a delivery more; what it cannot know is remembered."""
+        with self._lock:
+            self._all.pop(flight.key, None)
+            if more := flight.attempt - (flight.delivered + 1):
+                self._more[flight.key] = more
+                if len(self._more) > MOST_REMEMBERED:
+                    self._more.popitem(last=False)
+            else:
+                self._more.pop(flight.key, None)
+            return flight.reply
+
+    def unheard(self, since: float) -> list[Flight]:
+        """Those of which the server was told nothing since then (monotonic); now it is."""
+        with self._lock:
+            found = [flight for flight in self._all.values() if flight.heard < since]
+            for flight in found:
+                flight.heard = time.monotonic()
+            return found
+
+    def clear(self) -> list[str]:
+        """Hand all of them back."""
+        with self._lock:
+            replies = [flight.reply for flight in self._all.values()]
+            self._all.clear()
+            self._fresh.clear()
+            self._waiting.clear()
+            return replies

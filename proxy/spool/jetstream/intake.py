@@ -1,0 +1,236 @@
+"""The collector's half over JetStream: what gathers while a batch is being sent is the next one; many are under way at once.
+
+An append returns when the servers have acknowledged its hit: with `replicas=3` a majority of three has it then. How soon each
+server syncs it to its disk is the server's setting (`sync_interval`), not ours.
+"""
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from proxy import hit as hits
+from proxy.hit import Hit
+from proxy.log import Trouble, log
+from proxy.outcome import Outcome
+from proxy.spool.jetstream import api, streams
+from proxy.spool.jetstream.address import parse
+from proxy.spool.jetstream.ids import Ids
+from proxy.spool.jetstream.link import Link
+from proxy.spool.jetstream.names import BY_COLLECTOR, HIT_ID, Names
+from proxy.spool.jetstream.publisher import UNANSWERED, Message, Publisher
+from proxy.spool.jetstream.tally import Tally
+from proxy.spool.jetstream.tap import Tap
+from proxy.spool.port import REFUSED, Caller, IntakeStats, SpoolConfig, SpoolError, SpoolRefused, Tapped
+from proxy.spool.waiting import Waiter, wait_for_all, wake
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
+MAX_WAITING = 16_384
+"""Hits that may wait for the servers at once; one more is refused."""
+GATHER_FROM, GATHER_S = 4, 0.0005
+"""After a batch of at least so many, others are on their way: see group.py."""
+MAX_BATCH = 1024
+LONGEST_PATIENCE_S = streams.HITS_WINDOW_S / 2
+"""A hit that is repeated later might be stored twice."""
+LAST_COUNTS_S = 1.0
+"""For what was counted and not yet added, at the end."""
+LOOK_S = 5.0
+"""Between two looks at how much the streams hold, and two reports of how it goes."""
+
+
+class JetStreamIntake:
+    """Raises SpoolError for what waiting cannot mend. While no server is there it refuses, and says why once."""
+
+    def __init__(self, config: SpoolConfig) -> None:
+        address = parse(config.url)
+        self.stats = IntakeStats()
+        self._names, self._replicas = Names(address.stream), address.replicas
+        self._patience_s = min(config.commit_timeout_s, LONGEST_PATIENCE_S)
+        self._max_bytes = config.max_bytes
+        self._ids = Ids()
+        self._me = f"{socket.gethostname()}-{self._ids.prefix}"
+        self._lock = threading.Lock()
+        self._hits: list[tuple[Hit, Waiter]] = []
+        self._waiting = 0
+        """Hits that were taken, and whose waiters were not told yet."""
+        self._idle = self._closing = False
+        self._full = ""
+        self._hangs = ""
+        """Why the last batch was not answered in time; "" once one was. Meanwhile one hit at a time tries whether that is so."""
+        self._made: set[str] = set()
+        """Sites whose stream is known to be there."""
+        self._ready = False
+        """Whether the common streams are known to be there."""
+        self._trouble = Trouble()
+        self._publisher = Publisher()
+        self._tally = Tally(self._names, self._publisher, self._ids)
+        self._tap = Tap(self._names)
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._link = Link(address, "beacon-proxy collector", self._subscribe)
+        if self._link.wait_open():
+            try:
+                self._link.run(self._prepare(), 4 * api.PATIENCE_S)
+            except SpoolError:
+                self._link.close()
+                raise
+            except Exception as error:
+                log.warning("the spool is not ready yet", reason=str(error) or type(error).__name__)
+        self._bell = asyncio.Event()
+        self._runner = asyncio.run_coroutine_threadsafe(self._run(), self._link.loop)
+        for call in (self._look(), self._tally.run(self._link, self._patience_s)):
+            asyncio.run_coroutine_threadsafe(call, self._link.loop)
+
+    async def append(self, hit: Hit) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._enter(hit, future)
+        await future
+
+    def append_then(self, hit: Hit, caller: Caller) -> None:
+        self._enter(hit, caller)
+
+    def append_blocking(self, *hits: Hit) -> None:
+        wait_for_all(self._enter, hits)
+
+    def drop(self, site: str, outcome: Outcome) -> None:
+        self._tally.add(self._link, site, BY_COLLECTOR + outcome.value)
+        self._show(site, outcome.value)
+
+    def refuse(self, site: str) -> None:
+        self._tally.add(self._link, site, REFUSED)
+        self._show(site, REFUSED)
+
+    def close(self) -> None:
+        """What was taken has its patience to be stored."""
+        with self._lock:
+            self._closing = True
+            self._ring()
+        with contextlib.suppress(TimeoutError):
+            self._runner.result(self._patience_s + 2 * LAST_COUNTS_S)
+        self._link.close()
+
+    def _show(self, site: str, name: str) -> None:
+        if self._tap.watched():
+            self._tap.show_from(self._link, Tapped(time.time_ns() // 1_000_000, site, name))
+
+    def _enter(self, hit: Hit, waiter: Waiter) -> None:
+        with self._lock:
+            down_since = self._link.down_since
+            if self._closing:
+                raise SpoolRefused("the spool is closed")
+            if down_since is not None and time.monotonic() - down_since > self._patience_s:
+                raise SpoolRefused(f"no connection to the spool: {self._link.trouble}")
+            if self._full:
+                raise SpoolRefused(self._full)
+            if self._hangs and self._waiting:
+                raise SpoolRefused(self._hangs)
+            if self._waiting >= MAX_WAITING:
+                raise SpoolRefused("the spool's servers are too slow: too many beacons wait for them")
+            self._waiting += 1
+            self._hits.append((hit, waiter))
+            self._ring()
+
+    def _ring(self) -> None:
+        """With the lock."""
+        if self._idle:
+            self._idle = False
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._link.loop.call_soon_threadsafe(self._bell.set)
+
+    async def _run(self) -> None:
+        while True:
+            with self._lock:
+                batch, self._hits = self._hits[:MAX_BATCH], self._hits[MAX_BATCH:]
+                ended = self._closing and not batch
+                self._idle = not batch and not ended
+            if ended:
+                break
+            if not batch:
+                await self._bell.wait()
+                self._bell.clear()
+                continue
+            task = asyncio.create_task(self._store(batch))
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
+            await asyncio.sleep(GATHER_S if len(batch) >= GATHER_FROM else 0)
+        if self._under_way:
+            await asyncio.wait(self._under_way)
+        await self._tally.flush(self._link, LAST_COUNTS_S)
+
+    async def _store(self, batch: list[tuple[Hit, Waiter]]) -> None:
+        """Publish, and wake who waits when all of it is answered."""
+        began = time.monotonic()
+        errors = ["the spool failed"] * len(batch)
+        try:
+            errors = await self._publish(batch)
+        except Exception as error:  # whatever it is: every waiter is told
+            errors = [str(error) or type(error).__name__] * len(batch)
+        finally:
+            with self._lock:
+                self._waiting -= len(batch)
+                if not all(errors):
+                    self._hangs = ""
+                elif time.monotonic() - began >= 0.9 * self._patience_s:
+                    self._hangs = errors[0]
+            told: dict[str, list[Waiter]] = {}
+            for (_, waiter), reason in zip(batch, errors, strict=True):
+                told.setdefault(reason, []).append(waiter)
+            for reason, waiters in told.items():
+                wake(waiters, SpoolRefused(reason) if reason else None)
+            self._note(next(filter(None, errors), ""))
+        if not any(errors):
+            self.stats.commit_seconds.observe(time.monotonic() - began)
+            self.stats.batch_hits.observe(len(batch))
+
+    async def _publish(self, batch: list[tuple[Hit, Waiter]]) -> list[str]:
+        deadline = time.monotonic() + self._patience_s
+        try:
+            async with asyncio.timeout(self._patience_s):
+                if not self._ready:
+                    await self._prepare()
+                for site in {hit.site for hit, _ in batch} - self._made:
+                    await self._make(site)
+        except TimeoutError:
+            return [UNANSWERED] * len(batch)
+        messages = [Message(self._names.hits(hit.site), hits.encode(hit), {HIT_ID: self._ids.next()}) for hit, _ in batch]
+        errors = await self._publisher.publish(self._link, messages, max(0.0, deadline - time.monotonic()))
+        for (hit, _), error in zip(batch, errors, strict=True):
+            if error:
+                self._made.discard(hit.site)  # its stream may have been deleted
+        return errors
+
+    async def _subscribe(self, client: "Client") -> None:
+        await self._publisher.subscribe(client)
+        await self._tap.subscribe(client)
+
+    async def _prepare(self) -> None:
+        if (client := self._link.client()) is not None:
+            await streams.ensure_common(client, self._names, self._replicas)
+            self._ready = True
+
+    async def _make(self, site: str) -> None:
+        if (client := self._link.client()) is not None:
+            await streams.ensure_stream(client, streams.hits_stream(self._names, site, self._replicas))
+            self._made.add(site)
+
+    async def _look(self) -> None:
+        """How much is stored, for max_bytes; and say how it goes."""
+        while True:
+            with contextlib.suppress(Exception):  # no answer: what was known last is still the best guess
+                if (client := self._link.client()) is not None:
+                    used = await streams.used_bytes(client, self._names)
+                    self._full = f"the spool holds max_bytes ({self._max_bytes})" if used >= self._max_bytes else ""
+                    await client.publish(self._names.state_of("collector", self._me), msgspec.json.encode(self.stats))
+            await asyncio.sleep(LOOK_S)
+
+    def _note(self, reason: str) -> None:
+        if reason:
+            if self._trouble.begins():
+                log.error("refusing beacons", reason=reason)
+        elif self._trouble.ends():
+            log.warning("storing again")

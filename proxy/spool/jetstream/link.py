@@ -1,0 +1,244 @@
+"""One connection to the servers, on an event loop in a thread of its own. It comes back by itself."""
+
+import asyncio
+import contextlib
+import os
+import ssl
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from proxy.log import Trouble, log
+from proxy.spool.jetstream.address import Address
+from proxy.spool.port import SpoolError
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
+T = TypeVar("T")
+
+CONNECT_S = 2
+"""For one server to answer."""
+RECONNECT_S = 0.25
+"""Between two tries at the same server."""
+PING_S = 5
+"""A connection on which two of these go unanswered is given up."""
+OPEN_S = 3.0
+"""How long whoever opens a link waits for its first connection."""
+INSTALL = "spool: a nats:// spool needs the package nats-py; install it with `pip install 'beacon-proxy[nats]'`"
+
+
+class Link:
+    """`began` is called with each new client, before anybody else gets it: to subscribe."""
+
+    def __init__(self, address: Address, name: str, began: Callable[["Client"], Awaitable[None]], quiet: bool = False) -> None:
+        """`quiet`: whoever uses it tells of its troubles. Raises SpoolError where the package or a file is missing."""
+        self._options = login(address)
+        self.address = address
+        self.trouble = "not connected yet"
+        """Why there is no connection; "" while there is one."""
+        self.down_since: float | None = float("-inf")
+        """Since when (monotonic); None while there is a connection."""
+        self.denied = ""
+        """What the server last said that this user may not do; it answers no request of that kind."""
+        self.generation = 0
+        """How often it was connected: what was sent in an earlier one may not have arrived."""
+        self._name, self._quiet = name, quiet
+        self._began = began
+        self._login_refused = ""
+        self._closing = False
+        self._told_of = Trouble()
+        self._client: Client | None = None
+        self._known = threading.Event()
+        """Connected, or refused for good."""
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._turn, name=name, daemon=True)
+        self._thread.start()
+        self._keeper = asyncio.run_coroutine_threadsafe(self._keep(), self.loop)
+
+    def wait_open(self, patience_s: float = OPEN_S) -> bool:
+        """Whether there is a connection by then. Raises SpoolError for a login that is refused."""
+        self._known.wait(patience_s)
+        if self._login_refused:
+            reason = self._login_refused
+            self.close()
+            raise SpoolError(reason)
+        if self.trouble:
+            self._note(self.trouble)
+        return not self.trouble
+
+    def client(self) -> "Client | None":
+        """None while there is no connection."""
+        return None if self.trouble else self._client
+
+    def run(self, call: Coroutine[Any, Any, T], patience_s: float) -> T:
+        """From another thread: the call's result. Raises TimeoutError, and whatever the call raises."""
+        future = asyncio.run_coroutine_threadsafe(call, self.loop)
+        try:
+            return future.result(patience_s)
+        except TimeoutError:
+            future.cancel()
+            raise
+
+    def ask(self, call: Coroutine[Any, Any, T], patience_s: float) -> T:
+        """From another thread: the call's result. Whatever goes wrong is a SpoolError in plain words."""
+        try:
+            return self.run(call, patience_s)
+        except SpoolError:
+            raise
+        except Exception as error:
+            words = _words(error)
+            raise (SpoolError(f"spool: {self.denied or words}") if not self.trouble else self.unreachable()) from None
+
+    def unreachable(self) -> SpoolError:
+        """For the operator."""
+        return SpoolError(f"spool: {self.trouble}; start the servers, or name the right ones (setting spool)")
+
+    def close(self) -> None:
+        """What was sent is flushed. Once."""
+        if self.loop.is_closed():
+            return
+        self._closing = True
+        self._keeper.cancel()
+        with contextlib.suppress(Exception):
+            self.run(self._let_go(), 2.0)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(2.0)
+
+    def _turn(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        try:
+            self.loop.run_forever()
+        finally:
+            self.loop.close()
+
+    async def _let_go(self) -> None:
+        if self._client is not None:
+            with contextlib.suppress(Exception):
+                await self._client.flush(1)
+            self._down("closed")
+            with contextlib.suppress(Exception):
+                await self._client.close()
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _keep(self) -> None:
+        """A client reconnects by itself, but is closed for good by some errors: then another takes its place."""
+        from nats.aio.client import Client
+
+        while not self._login_refused:
+            closed = asyncio.Event()
+            client = self._client = Client()
+
+            async def when_closed(closed: asyncio.Event = closed) -> None:
+                self._down("the server closed the connection")
+                closed.set()
+
+            try:
+                await client.connect(
+                    list(self.address.servers),
+                    name=self._name,
+                    error_cb=self._when_wrong,
+                    disconnected_cb=self._when_down,
+                    reconnected_cb=self._when_up,
+                    closed_cb=when_closed,
+                    connect_timeout=CONNECT_S,
+                    reconnect_time_wait=RECONNECT_S,  # type: ignore[arg-type]  # it is slept, so a float will do
+                    max_reconnect_attempts=-1,
+                    ping_interval=PING_S,
+                    pending_size=0,  # nothing is kept for later: a hit that was refused must not be stored after all
+                    **self._options,
+                )
+                await self._began(client)
+                await self._when_up()
+                await closed.wait()
+            except Exception as error:
+                self._down(_words(error))
+                with contextlib.suppress(Exception):
+                    await client.close()
+            await asyncio.sleep(RECONNECT_S)
+
+    async def _when_wrong(self, error: Exception) -> None:
+        words = _words(error)
+        if "authorization" in words.lower() or "authentication" in words.lower():
+            self._refuse(f"spool: {self._servers()}: the login is refused ({words}); {self._which_login()}")
+        elif isinstance(error, ssl.SSLCertVerificationError):
+            self._refuse(f"spool: {self._servers()}: its certificate is not trusted ({error.verify_message}); expected ca=FILE")
+        elif "permissions violation" in words.lower():
+            self.denied = f"{self._servers()}: {words}"
+        elif self.trouble:
+            self.trouble = f"{self._servers()}: {words}"
+
+    def _refuse(self, reason: str) -> None:
+        """For good before the first connection; later it may be a server that is being changed."""
+        if self.generation == 0:
+            self._login_refused = reason
+            self._known.set()
+            self._keeper.cancel()
+        self.trouble = reason
+
+    async def _when_down(self) -> None:
+        self._down("the connection is lost")
+
+    async def _when_up(self) -> None:
+        self.generation += 1
+        self.trouble, self.down_since = "", None
+        self._known.set()
+        if self._told_of.ends():
+            log.warning("connected again", servers=self._servers())
+
+    def _down(self, reason: str) -> None:
+        if self.down_since is None:
+            self.down_since = time.monotonic()
+        self.trouble = f"{self._servers()}: {reason}"
+        if self.generation and not self._closing:
+            self._note(self.trouble)
+
+    def _note(self, reason: str) -> None:
+        if not self._quiet and self._told_of.begins():
+            log.error("no connection to the spool", reason=reason)
+
+    def _servers(self) -> str:
+        return ",".join(server.removeprefix("nats://") for server in self.address.servers)
+
+    def _which_login(self) -> str:
+        given = [name for name in ("credentials", "nkey", "token_file") if getattr(self.address, name)]
+        return f"look into the file of {given[0]}=" if given else "expected credentials=FILE, nkey=FILE or token_file=FILE"
+
+
+def login(address: Address) -> dict[str, Any]:
+    """What the client must be told to be let in. Raises SpoolError where the package or a file is missing."""
+    try:
+        import nats.aio.client  # noqa: F401
+    except ImportError:
+        raise SpoolError(INSTALL) from None
+    options: dict[str, Any] = {}
+    for name in ("credentials", "nkey", "token_file", "ca"):
+        path = getattr(address, name)
+        if not path:
+            continue
+        try:
+            content = Path(path).read_text()
+            if name == "credentials":
+                options["user_credentials"] = path
+            elif name == "nkey":
+                options["nkeys_seed"] = path
+            elif name == "token_file":
+                options["token"] = content.strip()
+            else:
+                options["tls"] = ssl.create_default_context(cafile=path)
+        except (OSError, UnicodeDecodeError) as error:  # ssl.SSLError is an OSError
+            raise SpoolError(f"spool: {name}={path}: {getattr(error, 'strerror', None) or 'not what was expected'}") from None
+    if address.tls:
+        options.setdefault("tls", ssl.create_default_context())
+    return options
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return str(error).removeprefix("nats: ").strip("'") or type(error).__name__

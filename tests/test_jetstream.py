@@ -1,0 +1,584 @@
+"""What only the spool over JetStream promises: over restarts and kills of a real server, and with many forwarders at once."""
+
+import asyncio
+import contextlib
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import msgspec
+import nkeys
+import pytest
+from conftest import ProxyProcess, SandboxProcess, need, wait_for
+from nats_server import NatsServer
+from test_spool import DELIVERED, hit, names
+
+from proxy import spool
+from proxy.delivery import Final, Retry
+from proxy.outcome import Ending, Outcome
+from proxy.spool.jetstream import api, streams
+from proxy.spool.jetstream.intake import JetStreamIntake
+from proxy.spool.jetstream.link import Link
+from proxy.spool.jetstream.names import Names, token, untoken
+from proxy.spool.jetstream.outlet import JetStreamOutlet
+from proxy.spool.jetstream.publisher import Message, Publisher
+from proxy.spool.port import (
+    RECEIVED,
+    REFUSED,
+    Claim,
+    DeadFilter,
+    Ledger,
+    Settlement,
+    SpoolConfig,
+    SpoolError,
+    SpoolRefused,
+    Tapped,
+)
+
+DIED = Final(Outcome.REJECTED, "404")
+
+
+@pytest.fixture(autouse=True)
+def new_sites_are_seen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not within the second."""
+    monkeypatch.setattr("proxy.spool.jetstream.outlet.LOOK_S", 0.0)
+
+
+@pytest.fixture
+def config(nats_server: NatsServer) -> SpoolConfig:
+    """Streams of this test's own."""
+    return nats_server.spool(secrets.token_hex(4))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[NatsServer]:
+    """A server to be killed."""
+    started = NatsServer(tmp_path / "nats")
+    yield started
+    started.stop()
+
+
+@contextlib.contextmanager
+def opened(config: SpoolConfig) -> Iterator[tuple[JetStreamIntake, JetStreamOutlet]]:
+    intake, outlet = JetStreamIntake(config), JetStreamOutlet(config)
+    try:
+        yield intake, outlet
+    finally:
+        intake.close()
+        outlet.close()
+
+
+def abandoned(outlet: JetStreamOutlet) -> None:
+    """Its process was killed: nothing is handed back, and nothing more is said."""
+    outlet._saying.cancel()
+    outlet._link.close()
+
+
+def balanced(ledger: Ledger) -> bool:
+    ended = sum(sum(ledger.ending(ending).values()) for ending in Ending)
+    return ledger.total(RECEIVED) == ended + ledger.pending and ledger.pending >= 0
+
+
+def settled(outlet: JetStreamOutlet, claims: list[Claim], verdict: Final | Retry) -> None:
+    outlet.settle([Settlement(claim, verdict) for claim in claims])
+
+
+def test_a_restart_of_the_server_loses_nothing(server: NatsServer) -> None:
+    """Hits, attempts, dead letters and the ledger are the server's; both halves come back by themselves."""
+    config = server.spool("restart")
+    with opened(config) as (intake, outlet):
+        for n in range(6):
+            intake.append_blocking(hit(str(n)))
+        claims = outlet.claim(4, 0)
+        settled(outlet, claims[:1], DELIVERED)
+        settled(outlet, claims[1:2], DIED)
+        server.stop()
+        assert outlet.claim(10, 0) == []
+        server.start()
+        claims += wait_for(lambda: outlet.claim(10, 0), "hits after the restart")
+        assert names(claims[2:]) == ["2", "3", "4", "5"]
+        settled(outlet, claims[2:], DELIVERED)
+        wait_for(lambda: not outlet.ledger().pending, "what was claimed before to be settled after")
+        assert spool.open_dead_letters(config).count(DeadFilter()) == 1
+        assert (outlet.ledger().total(RECEIVED), outlet.ledger().total(Outcome.DELIVERED)) == (6, 5)
+        wait_for(lambda: not intake._link.trouble, "the collector to be connected again")
+        intake.append_blocking(hit("after"))
+        assert outlet.ledger().total(RECEIVED) == 7
+
+
+def test_every_append_that_returned_survives_kill_9_of_the_server_under_load(server: NatsServer) -> None:
+    """A 200 is a promise. What the kill interrupts is repeated under its id, so it is not there twice either."""
+    config = server.spool("killed")
+    returned: list[str] = []
+    refused: list[str] = []
+
+    async def visitor(intake: JetStreamIntake, n: int) -> None:
+        for turn in range(60):
+            name = f"{n}-{turn}"
+            try:
+                await intake.append(hit(name))
+                returned.append(name)
+            except SpoolRefused:
+                refused.append(name)
+
+    def kill_soon() -> None:
+        wait_for(lambda: len(returned) > 200, "some load")
+        server.kill()
+        server.start()
+
+    async def load(intake: JetStreamIntake) -> None:
+        killer = asyncio.create_task(asyncio.to_thread(kill_soon))
+        await asyncio.gather(*(visitor(intake, n) for n in range(30)), killer)
+
+    with opened(config) as (intake, outlet):
+        asyncio.run(load(intake))
+        found: list[str] = []
+        while claims := outlet.claim(1000, 0):
+            found += names(claims)
+            settled(outlet, claims, DELIVERED)
+        assert len(returned) + len(refused) == 1800
+        assert set(returned) <= set(found)
+        assert len(set(found)) == len(found)
+        ledger = outlet.ledger()
+        assert ledger.total(RECEIVED) == ledger.total(Outcome.DELIVERED) == len(found)
+
+
+def test_a_message_that_is_published_twice_is_stored_once(config: SpoolConfig) -> None:
+    """A lost acknowledgement leads to a repeat, and not to a second event."""
+    with opened(config) as (intake, outlet):
+        intake.append_blocking(hit("first"))
+        publisher, place = Publisher(), Names(config.url.partition("stream=")[2])
+        link = Link(intake._link.address, "test", publisher.subscribe)
+        assert link.wait_open()
+        message = Message(place.hits("default"), b"x", {"Nats-Msg-Id": "once"})
+        count = Message(place.count("default", REFUSED), b"", {"Nats-Msg-Id": "once", "Nats-Incr": "+1"})
+        for _ in range(2):
+            assert link.run(publisher.publish(link, [message, count], 5.0), 6.0) == ["", ""]
+        link.close()
+        assert (outlet.ledger().total(RECEIVED), outlet.ledger().total(REFUSED)) == (2, 1)
+
+
+def test_two_forwarders_share_the_work_and_no_hit_goes_to_both(config: SpoolConfig) -> None:
+    """That is what many machines are for."""
+    with opened(config) as (intake, one):
+        for n in range(40):
+            intake.append_blocking(hit(str(n)))
+        two = JetStreamOutlet(config)
+        first, second = one.claim(10, 0), two.claim(100, 0)
+        assert len(first) == 10
+        assert sorted(names(first) + names(second), key=int) == [str(n) for n in range(40)]
+        settled(one, first, DELIVERED)
+        settled(two, second[:20], DELIVERED)
+        two.close()
+        again = wait_for(lambda: one.claim(100, 0), "what the other handed back")
+        assert names(again) == names(second[20:])
+        assert balanced(one.ledger())
+        assert one.ledger().total(Outcome.DELIVERED) == 30
+
+
+def test_the_hits_of_a_forwarder_that_was_killed_go_to_another(config: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its verdicts that were not recorded are lost with it: a byte-identical resend. The ledger balances meanwhile."""
+    monkeypatch.setattr(streams, "ACK_WAIT_S", 1)
+    with opened(config) as (intake, one):
+        for n in range(3):
+            intake.append_blocking(hit(str(n)))
+        two = JetStreamOutlet(config)
+        claims = two.claim(10, 0)
+        settled(two, claims[:1], DELIVERED)
+        abandoned(two)
+        assert balanced(one.ledger())
+        assert one.ledger().pending == 2
+        again = wait_for(lambda: one.claim(10, 0), "the hits of the killed one")
+        assert [claim.attempt for claim in again] == [2, 2]
+        settled(one, again, DELIVERED)
+        assert (one.ledger().pending, one.ledger().total(Outcome.DELIVERED)) == (0, 3)
+
+
+def test_an_ending_that_was_recorded_and_not_acknowledged_counts_once(
+    config: SpoolConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A forwarder killed between the two: whoever has the hit next records it again, under the same id."""
+    monkeypatch.setattr(streams, "ACK_WAIT_S", 1)
+    with opened(config) as (intake, one):
+        for name in ("dies", "dropped"):
+            intake.append_blocking(hit(name))
+        two = JetStreamOutlet(config)
+        claims = two.claim(10, 0)
+        with monkeypatch.context() as patch:
+            patch.setattr("proxy.spool.jetstream.settler.Settler._acknowledge", lambda *_: asyncio.sleep(0))
+            two.settle([Settlement(claims[0], DIED), Settlement(claims[1], Final(Outcome.BOT))])
+            abandoned(two)
+        assert balanced(one.ledger())
+        again = wait_for(lambda: one.claim(10, 0), "redelivery")
+        again += [] if len(again) == 2 else wait_for(lambda: one.claim(10, 0), "redelivery")
+        one.settle([Settlement(again[0], DIED), Settlement(again[1], Final(Outcome.BOT))])
+        ledger = one.ledger()
+        assert (ledger.total(Outcome.REJECTED), ledger.total(Outcome.BOT), ledger.total(Outcome.DELIVERED)) == (1, 1, 0)
+        assert balanced(ledger)
+        assert ledger.pending == 0
+
+
+def test_the_ledger_balances_in_the_middle_of_load(config: SpoolConfig) -> None:
+    """Every reading does, and what only grows never falls."""
+    stop = threading.Event()
+    with opened(config) as (intake, outlet):
+
+        def fill() -> None:
+            n = 0
+            while not stop.is_set():
+                n += 1
+                intake.append_blocking(hit(str(n), site=f"s{n % 3}"))
+                if n % 7 == 0:
+                    intake.drop("s1", Outcome.GPC)
+
+        def drain() -> None:
+            verdicts = [DELIVERED, DELIVERED, DIED, Final(Outcome.BOT)]
+            while not stop.is_set():
+                claims = outlet.claim(50, 0)
+                outlet.settle([Settlement(claim, verdicts[n % 4]) for n, claim in enumerate(claims)])
+
+        threads = [threading.Thread(target=work) for work in (fill, drain)]
+        for thread in threads:
+            thread.start()
+        readings = []
+        deadline = time.monotonic() + 1.0
+        while time.monotonic() < deadline:
+            readings.append(spool.ledger_of(config))
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert all(balanced(ledger) for ledger in readings)
+        for name in (RECEIVED, Outcome.DELIVERED):
+            totals = [ledger.total(name) for ledger in readings]
+            assert totals == sorted(totals)
+            assert totals[-1] > 0
+        settled(outlet, outlet.claim(10_000, 0), DELIVERED)
+        last = outlet.ledger()
+        assert balanced(last)
+        assert (last.pending, last.ending(Ending.DEAD)[Outcome.REJECTED] > 0) == (0, True)
+
+
+def test_a_hit_that_is_put_off_for_long_waits_with_the_server(config: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then any forwarder may have it, and none before its time. The attempt is counted, or not, as it was said."""
+    monkeypatch.setattr("proxy.spool.jetstream.flight.LONGEST_WAIT_MS", 0)
+    with opened(config) as (intake, outlet):
+        for counted, attempt in ((True, 2), (False, 1)):
+            intake.append_blocking(hit("waits"))
+            claims = outlet.claim(10, 0)
+            due_ms = time.time_ns() // 1_000_000 + 400
+            settled(outlet, claims, Retry(due_ms, "503", counted))
+            [again] = wait_for(lambda: outlet.claim(10, 0), "its time")
+            assert time.time_ns() // 1_000_000 >= due_ms - 5
+            assert again.attempt == attempt
+            settled(outlet, [again], DELIVERED)
+
+
+def test_hits_of_closed_sites_stay_where_they_are(config: SpoolConfig) -> None:
+    """A site whose upstream is away holds up no other, and its hits are not moved about."""
+    with opened(config) as (intake, outlet):
+        for site in ("away", "there"):
+            for n in range(3):
+                intake.append_blocking(hit(f"{site}{n}", site=site))
+        assert names(outlet.claim(2, 0, {"away"})) == ["there0", "there1"]
+        assert names(outlet.claim(10, 0, {"away"})) == ["there2"]
+        again = outlet.claim(10, 0)
+        assert names(again) == ["away0", "away1", "away2"]
+        assert {claim.attempt for claim in again} == {1}
+
+
+def test_a_consumer_that_somebody_deleted_is_made_again(config: SpoolConfig) -> None:
+    """What is in flight here is not given out a second time by the new one."""
+    with opened(config) as (intake, outlet):
+        for n in range(4):
+            intake.append_blocking(hit(str(n)))
+        claims = outlet.claim(2, 0)
+        client = intake._link.client()
+        assert client is not None
+        stream = Names(config.url.partition("stream=")[2]).hits_stream("default")
+        intake._link.run(api.ask(client, f"CONSUMER.DELETE.{stream}.forwarder"), 5.0)
+        while len(claims) < 4:
+            claims += wait_for(lambda: outlet.claim(10, 0), "the others")
+        assert names(claims) == ["0", "1", "2", "3"]
+        settled(outlet, claims, DELIVERED)
+        assert wait_for(lambda: outlet.ledger().total(Outcome.DELIVERED) == 4, "all to be settled")
+        assert outlet.claim(10, 0) == []
+
+
+def test_dead_letters_are_listed_replayed_and_discarded(config: SpoolConfig) -> None:
+    """A replayed hit is received once and pending again; `delivered` is not touched by it."""
+    with opened(config) as (intake, outlet):
+        for n in range(5):
+            intake.append_blocking(hit(str(n), site="shop"))
+        claims = outlet.claim(10, 0)
+        settled(outlet, claims[:3], DIED)
+        settled(outlet, claims[3:4], Final(Outcome.EXPIRED, "timeout"))
+        letters = spool.open_dead_letters(config)
+        assert (letters.count(DeadFilter()), letters.count(DeadFilter(outcome="expired"))) == (4, 1)
+        listed = letters.list(DeadFilter(), 3)
+        assert [names([Claim(None, letter.hit, 1)])[0] for letter in listed if letter.hit] == ["3", "2", "1"]
+        assert (listed[0].site, listed[0].outcome, listed[0].answer, listed[0].attempts) == ("shop", "expired", "timeout", 1)
+        assert letters.discard(DeadFilter(outcome="expired"), lambda n: None) == 1
+        assert letters.replay(DeadFilter(ids=(listed[2].id,)), 0, lambda n: None) == 1
+        assert letters.replay(DeadFilter(), 0, lambda n: None) == 2
+        assert letters.replay(DeadFilter(), 0, lambda n: None) == 0
+        ledger = outlet.ledger()
+        assert balanced(ledger)
+        assert (ledger.total(RECEIVED), ledger.pending, ledger.total(Outcome.DISCARDED)) == (5, 4, 1)
+        assert (ledger.total(Outcome.REJECTED), ledger.total(Outcome.DELIVERED)) == (0, 0)
+        again = outlet.claim(10, 0)
+        assert {claim.attempt for claim in again} == {1}
+        settled(outlet, claims[4:] + again, DELIVERED)
+        ledger = outlet.ledger()
+        assert (ledger.total(RECEIVED), ledger.total(Outcome.DELIVERED), ledger.pending) == (5, 4, 0)
+
+
+def test_the_latest_dead_letters_are_found_among_many(config: SpoolConfig) -> None:
+    """Many more than are read at once, with gaps where some were discarded."""
+    with opened(config) as (intake, outlet):
+
+        async def fill() -> None:
+            await asyncio.gather(*(intake.append(hit(str(n))) for n in range(1200)))
+
+        asyncio.run(fill())
+        settled(outlet, outlet.claim(2000, 0), DIED)
+        letters = spool.open_dead_letters(config)
+        assert letters.count(DeadFilter()) == letters.count(DeadFilter(died_after_ms=0)) == 1200
+        assert [letter.id for letter in letters.list(DeadFilter(), 3)] == ["1200", "1199", "1198"]
+        assert len(letters.list(DeadFilter(), 5000)) == 1200
+        assert [letter.id for letter in letters.list(DeadFilter(ids=("7",)), 3)] == ["7"]
+        assert letters.discard(DeadFilter(ids=tuple(map(str, range(1000, 1201)))), lambda n: None) == 201
+        assert [letter.id for letter in letters.list(DeadFilter(), 2)] == ["999", "998"]
+        assert letters.replay(DeadFilter(), 0, lambda n: None) == 999
+        assert (letters.count(DeadFilter()), outlet.ledger().pending) == (0, 999)
+        assert balanced(outlet.ledger())
+
+
+def test_an_unreadable_record_becomes_a_dead_letter(config: SpoolConfig) -> None:
+    """It holds up nothing."""
+    with opened(config) as (intake, outlet):
+        intake.append_blocking(hit("good"))
+        client = intake._link.client()
+        assert client is not None
+        place = Names(config.url.partition("stream=")[2])
+        intake._link.run(client.publish(place.hits("default"), b"\xff\xffrotten"), 2.0)
+        wait_for(lambda: outlet.ledger().total(RECEIVED) == 2, "both")
+        assert names(outlet.claim(10, 0)) == ["good"]
+        assert outlet.ledger().ending(Ending.DEAD) == {Outcome.UNREADABLE: 1}
+        [letter] = spool.open_dead_letters(config).list(DeadFilter(), 10)
+        assert letter.hit is None
+
+
+def test_a_stream_of_another_configuration_is_reported_and_left_alone(config: SpoolConfig) -> None:
+    """Somebody may mean it: the field, what was found, what was expected, and what to do."""
+    with opened(config) as (intake, _):
+        intake.append_blocking(hit("a"))
+        place = Names(config.url.partition("stream=")[2])
+        client = intake._link.client()
+        assert client is not None
+        wanted = {**streams.hits_stream(place, "default", 1), "duplicate_window": 5 * streams.SECOND}
+        intake._link.run(api.ask(client, f"STREAM.UPDATE.{place.hits_stream('default')}", wanted), 5.0)
+        dead = {**streams.common_streams(place, 1)[0], "max_age": 60 * streams.SECOND, "duplicate_window": 60 * streams.SECOND}
+        intake._link.run(api.ask(client, f"STREAM.UPDATE.{place.dead}", dead), 5.0)
+        found = intake._link.run(api.ask(client, f"STREAM.INFO.{place.dead}"), 5.0)["config"]
+        for attempt in (lambda: JetStreamIntake(config), lambda: JetStreamOutlet(config), lambda: spool.prepare(config)):
+            with pytest.raises(SpoolError, match=r"_dead: max_age is 60 s, expected 0 s; change it"):
+                attempt()
+        assert intake._link.run(api.ask(client, f"STREAM.INFO.{place.dead}"), 5.0)["config"] == found
+        intake._made.clear()
+        with pytest.raises(SpoolRefused, match="duplicate_window is 5 s, expected 60 s"):
+            intake.append_blocking(hit("b"))
+
+
+def test_more_replicas_than_servers_are_reported(nats_server: NatsServer) -> None:
+    """One server cannot be three."""
+    with pytest.raises(SpoolError, match="replicas"):
+        spool.prepare(nats_server.spool(secrets.token_hex(4), replicas=3))
+
+
+def test_a_login_that_is_refused_is_told_plainly(tmp_path: Path) -> None:
+    """Which file to look into, no traceback, and nothing of the secret."""
+    server = NatsServer(tmp_path / "nats", 'authorization { token: "s3cret" }')
+    try:
+        wrong, right = tmp_path / "wrong", tmp_path / "right"
+        wrong.write_text("other-s3cret\n")
+        right.write_text("s3cret\n")
+        for config in (server.spool("x", token_file=wrong), server.spool("x")):
+            for attempt in (JetStreamIntake, JetStreamOutlet, spool.ledger_of):
+                with pytest.raises(SpoolError, match=r"login is refused.*token_file=") as refused:
+                    attempt(config)
+                assert "s3cret" not in str(refused.value)
+            assert "login is refused" in spool.unready(config)
+        with pytest.raises(SpoolError, match=r"token_file=.*none: No such file"):
+            JetStreamIntake(server.spool("x", token_file=tmp_path / "none"))
+        with opened(server.spool("x", token_file=right)) as (intake, outlet):
+            intake.append_blocking(hit("a"))
+            assert names(outlet.claim(10, 0)) == ["a"]
+    finally:
+        server.stop()
+
+
+def test_a_key_and_a_certificate_of_ones_own_are_taken_from_files(tmp_path: Path) -> None:
+    """Nothing of either is in the URL. A certificate that nobody vouches for is refused in plain words."""
+    seed = nkeys.encode_seed(secrets.token_bytes(32), nkeys.PREFIX_BYTE_USER)
+    user = nkeys.from_seed(bytearray(seed)).public_key.decode()
+    key, cert, nkey = tmp_path / "key.pem", tmp_path / "cert.pem", tmp_path / "user.nk"
+    nkey.write_bytes(seed)
+    asked = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=x"]
+    names_it = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
+    subprocess.run([need("openssl", "openssl"), "req", *asked, *names_it], check=True, capture_output=True)
+    tls = f'tls {{ cert_file: "{cert}", key_file: "{key}" }}'
+    server = NatsServer(tmp_path / "nats", f"{tls}\nauthorization {{ users: [ {{ nkey: {user} }} ] }}")
+    try:
+        with opened(server.spool("x", nkey=nkey, ca=cert)) as (intake, outlet):
+            intake.append_blocking(hit("a"))
+            assert names(outlet.claim(10, 0)) == ["a"]
+        with pytest.raises(SpoolError, match=r"certificate is not trusted.*ca=FILE"):
+            JetStreamIntake(server.spool("x", nkey=nkey, tls=1))
+    finally:
+        server.stop()
+
+
+def test_without_a_server_beacons_are_refused_until_it_is_there(server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason is told at once, and nobody has to start anything anew."""
+    monkeypatch.setattr("proxy.spool.jetstream.link.OPEN_S", 0.2)
+    monkeypatch.setattr(Link.wait_open, "__defaults__", (0.2,))
+    config = server.spool("away", commit_timeout_s=1.0)
+    server.stop()
+    with opened(config) as (intake, outlet):
+        began = time.monotonic()
+        with pytest.raises(SpoolRefused, match="no connection"):
+            intake.append_blocking(hit("a"))
+        assert time.monotonic() - began < 0.5
+        intake.refuse("default")
+        assert outlet.claim(10, 0) == []
+        for attempt in (outlet.ledger, lambda: spool.ledger_of(config)):
+            with pytest.raises(SpoolError, match=r"127\.0\.0\.1"):
+                attempt()
+        assert "127.0.0.1" in spool.unready(config)
+        server.start()
+
+        def stored() -> bool:
+            with contextlib.suppress(SpoolRefused):
+                intake.append_blocking(hit("b"))
+                return True
+            return False
+
+        wait_for(stored, "the server")
+        assert names(wait_for(lambda: outlet.claim(10, 0), "the hit")) == ["b"]
+        wait_for(lambda: spool.unready(config) == "", "whoever looks from outside to be connected again")
+        assert wait_for(lambda: outlet.ledger().total(REFUSED), "the refusal's count") == 1
+
+
+def test_a_server_that_hangs_makes_one_visitor_wait_and_not_all(server: NatsServer) -> None:
+    """The connection is there, and nothing is answered: one beacon at a time tries whether that is over."""
+    config = server.spool("hangs", commit_timeout_s=1.0)
+    with opened(config) as (intake, outlet):
+        intake.append_blocking(hit("before"))
+        server.process.send_signal(signal.SIGSTOP)
+        with pytest.raises(SpoolRefused, match="in time"):
+            intake.append_blocking(hit("first"))
+        probe = threading.Thread(target=_tried, args=(intake,))
+        probe.start()
+        wait_for(lambda: intake._waiting, "the one that tries")
+        began = time.monotonic()
+        with pytest.raises(SpoolRefused, match="in time"):
+            intake.append_blocking(hit("others"))
+        assert time.monotonic() - began < 0.5
+        probe.join()
+        server.process.send_signal(signal.SIGCONT)
+        wait_for(lambda: _tried(intake), "the server to answer again")
+        assert "before" in names(outlet.claim(10, 0))
+
+
+def _tried(intake: JetStreamIntake) -> bool:
+    try:
+        intake.append_blocking(hit("tried"))
+    except SpoolRefused:
+        return False
+    return True
+
+
+def test_a_full_spool_refuses_the_new_and_keeps_the_old(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """max_bytes is looked at now and then."""
+    monkeypatch.setattr("proxy.spool.jetstream.intake.LOOK_S", 0.05)
+    config = nats_server.spool(secrets.token_hex(4), max_bytes=20_000)
+    with opened(config) as (intake, outlet):
+
+        def refused() -> str:
+            try:
+                intake.append_blocking(hit("x" * 1000))
+            except SpoolRefused as refused:
+                return str(refused)
+            return ""
+
+        assert "max_bytes" in wait_for(refused, "it to be full")
+        assert "full" in spool.unready(config)
+        assert spool.spool_bytes(config) >= 20_000
+        settled(outlet, outlet.claim(1000, 0), DELIVERED)
+        wait_for(lambda: not refused(), "it to have room again")
+
+
+def test_who_watches_is_shown_what_becomes_of_beacons(config: SpoolConfig) -> None:
+    """From any machine."""
+    with opened(config) as (intake, outlet), spool.watching(config) as listener:
+        listener.settimeout(10)
+        wait_for(lambda: outlet.watched() and intake._tap.watched(), "the watcher to be heard")
+        outlet.show(Tapped(1, "shop", "delivered", name="Bought"))
+        assert msgspec.json.decode(listener.recv(65536), type=Tapped).name == "Bought"
+        intake.drop("shop", Outcome.GPC)
+        assert msgspec.json.decode(listener.recv(65536), type=Tapped).outcome == "gpc"
+
+
+def test_what_a_forwarder_published_is_found_again(config: SpoolConfig) -> None:
+    """By `status`, and by the next forwarder on that machine."""
+    assert not spool.begun(config)
+    assert spool.ledger_of(config).pending == 0
+    with opened(config) as (intake, outlet):
+        assert outlet.recall() == b""
+        outlet.publish(b'{"written_ms":1}')
+        wait_for(lambda: spool.forwarder_state(config) == b'{"written_ms":1}', "the state")
+        assert outlet.recall() == b'{"written_ms":1}'
+        intake.append_blocking(hit("a"))
+    assert spool.begun(config)
+    assert spool.ledger_of(config).pending == 1
+
+
+def test_a_missing_package_is_named(config: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an extra: not everybody has many machines."""
+    monkeypatch.setitem(sys.modules, "nats.aio.client", None)
+    with pytest.raises(SpoolError, match=r"pip install 'beacon-proxy\[nats\]'"):
+        JetStreamIntake(config)
+
+
+@pytest.mark.parametrize("site", ["default", "shop.example", "a b/c*>_", "bücher", "_", ""])
+def test_a_sites_name_comes_back_from_its_token(site: str) -> None:
+    """NATS allows few characters."""
+    assert untoken(token(site)) == site
+    assert token(site)
+    assert not set(token(site)) & set(". *>/\\")
+
+
+def test_two_machines_serve_one_spool(serve: Callable[..., ProxyProcess], sandbox: SandboxProcess, config: SpoolConfig) -> None:
+    """Each takes beacons and delivers them, its own or the other's; one ledger for both, whichever is asked, or neither runs."""
+    one, two = serve(SPOOL=config.url), serve(SPOOL=config.url)
+    sent = 0
+    for turn in range(20):
+        for machine in (one, two):
+            assert httpx.get(f"{machine.url}/e?_n=n{turn}&_p={machine.port}").status_code == 200
+            sent += 1
+    wait_for(lambda: one.status()["delivered"] == sent, "all to be delivered")
+    two.kill()
+    assert httpx.get(f"{one.url}/e?_n=last&_p=me").status_code == 200
+    wait_for(lambda: one.status()["delivered"] == sent + 1, "the last one, by the other machine")
+    one.stop()
+    told = one.status()
+    assert (told["received"], told["pending"], told["dead"]) == (sent + 1, 0, 0)
+    log = one.log.read_text()
+    assert "Traceback" not in log
+    assert "error" not in log
