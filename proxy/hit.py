@@ -42,6 +42,8 @@ class Hit(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The client hints Sec-CH-UA, Sec-CH-UA-Mobile and Sec-CH-UA-Platform, a line each; "" when there are none."""
     trace: str = ""
     """The request's `traceparent`, where traces are told; else ""."""
+    id: str = ""
+    """The spool's alone, of no effect upstream: the message id under which it may have been published already; else ""."""
 
 
 encode = msgspec.msgpack.Encoder().encode

@@ -60,14 +60,14 @@ class GroupCommit:
 
     async def append(self, hit: Hit) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._enter(hit, future)
+        self.enter(hit, future)
         await future
 
     def append_then(self, hit: Hit, caller: Caller) -> None:
-        self._enter(hit, caller)
+        self.enter(hit, caller)
 
     def append_blocking(self, *hits: Hit) -> None:
-        wait_for_all(self._enter, hits)
+        wait_for_all(self.enter, hits)
 
     def count(self, site: str, *names: str) -> None:
         with self._bell:
@@ -82,7 +82,8 @@ class GroupCommit:
             self._bell.notify()
         self._thread.join()
 
-    def _enter(self, hit: Hit, waiter: Waiter) -> None:
+    def enter(self, hit: Hit, waiter: Waiter) -> None:
+        """Take the hit, and tell the waiter what became of it. Raises SpoolRefused if it was not even taken."""
         with self._bell:
             if self._closing:
                 raise SpoolRefused("the spool is closed")

@@ -41,6 +41,8 @@ class SpoolConfig(msgspec.Struct, frozen=True):
     max_bytes: int = 10 * 1024**3
     commit_timeout_s: float = 5.0
     """A beacon that the disk has not taken by then is answered 503."""
+    fallback: str = ""
+    """`sqlite:DIR`, where hits wait while a `nats://` spool does not take them; "" for none."""
 
 
 class Claim(NamedTuple):
@@ -68,6 +70,8 @@ class Ledger(msgspec.Struct):
     """Receipt time of the oldest pending hit, milliseconds since the epoch."""
     unread: tuple[str, ...] = ()
     """Files that are not in the sum, since they cannot be read or were set aside as corrupt."""
+    fallback: int = 0
+    """Hits that wait in this host's fallback, and are to be moved into the spool."""
 
     def total(self, name: str) -> int:
         """The count of that name over all sites."""

@@ -9,11 +9,12 @@ import contextlib
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec.structs import replace
 
-from proxy import hit as hits
 from proxy.hit import Hit
 from proxy.log import Trouble, log
 from proxy.outcome import Outcome
@@ -21,8 +22,9 @@ from proxy.spool.jetstream import api, streams
 from proxy.spool.jetstream.address import parse
 from proxy.spool.jetstream.ids import Ids
 from proxy.spool.jetstream.link import Link
-from proxy.spool.jetstream.names import BY_COLLECTOR, HIT_ID, Names
-from proxy.spool.jetstream.publisher import UNANSWERED, Message, Publisher
+from proxy.spool.jetstream.names import BY_COLLECTOR, Names
+from proxy.spool.jetstream.publisher import Publisher
+from proxy.spool.jetstream.shelf import Shelf
 from proxy.spool.jetstream.tally import Tally
 from proxy.spool.jetstream.tap import Tap
 from proxy.spool.port import REFUSED, Caller, IntakeStats, SpoolConfig, SpoolError, SpoolRefused, Tapped
@@ -43,14 +45,19 @@ LAST_COUNTS_S = 1.0
 LOOK_S = 5.0
 """Between two looks at how much the streams hold, and two reports of how it goes."""
 
+Rescue = Callable[[list[tuple[Hit, Waiter]], str], None]
+"""Takes over hits that are not known to be stored, with those who wait, and the reason. Each hit bears the id under which it was
+published. Called on the link's loop."""
+
 
 class JetStreamIntake:
     """Raises SpoolError for what waiting cannot mend. While no server is there it refuses, and says why once."""
 
-    def __init__(self, config: SpoolConfig) -> None:
+    def __init__(self, config: SpoolConfig, rescue: Rescue | None = None) -> None:
         address = parse(config.url)
+        self._rescue = rescue
         self.stats = IntakeStats()
-        self._names, self._replicas = Names(address.stream), address.replicas
+        self._names = Names(address.stream)
         self._patience_s = min(config.commit_timeout_s, LONGEST_PATIENCE_S)
         self._max_bytes = config.max_bytes
         self._ids = Ids()
@@ -61,21 +68,18 @@ class JetStreamIntake:
         """Hits that were taken, and whose waiters were not told yet."""
         self._idle = self._closing = False
         self._full = ""
-        self._hangs = ""
+        self.hangs = ""
         """Why the last batch was not answered in time; "" once one was. Meanwhile one hit at a time tries whether that is so."""
-        self._made: set[str] = set()
-        """Sites whose stream is known to be there."""
-        self._ready = False
-        """Whether the common streams are known to be there."""
         self._trouble = Trouble()
         self._publisher = Publisher()
+        self._shelf = Shelf(self._names, address.replicas, self._publisher)
         self._tally = Tally(self._names, self._publisher, self._ids)
         self._tap = Tap(self._names)
         self._under_way: set[asyncio.Task[None]] = set()
         self._link = Link(address, "beacon-proxy collector", self._subscribe)
         if self._link.wait_open():
             try:
-                self._link.run(self._prepare(), 4 * api.PATIENCE_S)
+                self._link.run(self._shelf.prepare(self._link), 4 * api.PATIENCE_S)
             except SpoolError:
                 self._link.close()
                 raise
@@ -88,14 +92,14 @@ class JetStreamIntake:
 
     async def append(self, hit: Hit) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._enter(hit, future)
+        self.enter(hit, future)
         await future
 
     def append_then(self, hit: Hit, caller: Caller) -> None:
-        self._enter(hit, caller)
+        self.enter(hit, caller)
 
     def append_blocking(self, *hits: Hit) -> None:
-        wait_for_all(self._enter, hits)
+        wait_for_all(self.enter, hits)
 
     def drop(self, site: str, outcome: Outcome) -> None:
         self._tally.add(self._link, site, BY_COLLECTOR + outcome.value)
@@ -118,7 +122,13 @@ class JetStreamIntake:
         if self._tap.watched():
             self._tap.show_from(self._link, Tapped(time.time_ns() // 1_000_000, site, name))
 
-    def _enter(self, hit: Hit, waiter: Waiter) -> None:
+    @property
+    def away(self) -> bool:
+        """Whether there is no connection just now."""
+        return bool(self._link.trouble)
+
+    def enter(self, hit: Hit, waiter: Waiter) -> None:
+        """Take the hit, and tell the waiter what became of it. Raises SpoolRefused if it was not even taken."""
         with self._lock:
             down_since = self._link.down_since
             if self._closing:
@@ -127,8 +137,8 @@ class JetStreamIntake:
                 raise SpoolRefused(f"no connection to the spool: {self._link.trouble}")
             if self._full:
                 raise SpoolRefused(self._full)
-            if self._hangs and self._waiting:
-                raise SpoolRefused(self._hangs)
+            if self.hangs and self._waiting:
+                raise SpoolRefused(self.hangs)
             if self._waiting >= MAX_WAITING:
                 raise SpoolRefused("the spool's servers are too slow: too many beacons wait for them")
             self._waiting += 1
@@ -166,57 +176,38 @@ class JetStreamIntake:
         """Publish, and wake who waits when all of it is answered."""
         began = time.monotonic()
         errors = ["the spool failed"] * len(batch)
+        ids = [self._ids.next() for _ in batch]
         try:
-            errors = await self._publish(batch)
+            errors = await self._shelf.put(self._link, [hit for hit, _ in batch], ids, self._patience_s)
         except Exception as error:  # whatever it is: every waiter is told
             errors = [str(error) or type(error).__name__] * len(batch)
         finally:
             with self._lock:
                 self._waiting -= len(batch)
                 if not all(errors):
-                    self._hangs = ""
+                    self.hangs = ""
                 elif time.monotonic() - began >= 0.9 * self._patience_s:
-                    self._hangs = errors[0]
-            told: dict[str, list[Waiter]] = {}
-            for (_, waiter), reason in zip(batch, errors, strict=True):
-                told.setdefault(reason, []).append(waiter)
-            for reason, waiters in told.items():
-                wake(waiters, SpoolRefused(reason) if reason else None)
-            self._note(next(filter(None, errors), ""))
+                    self.hangs = errors[0]
+            self._tell(batch, ids, errors)
+            self.note(next(filter(None, errors), ""))
         if not any(errors):
             self.stats.commit_seconds.observe(time.monotonic() - began)
             self.stats.batch_hits.observe(len(batch))
 
-    async def _publish(self, batch: list[tuple[Hit, Waiter]]) -> list[str]:
-        deadline = time.monotonic() + self._patience_s
-        try:
-            async with asyncio.timeout(self._patience_s):
-                if not self._ready:
-                    await self._prepare()
-                for site in {hit.site for hit, _ in batch} - self._made:
-                    await self._make(site)
-        except TimeoutError:
-            return [UNANSWERED] * len(batch)
-        messages = [Message(self._names.hits(hit.site), hits.encode(hit), {HIT_ID: self._ids.next()}) for hit, _ in batch]
-        errors = await self._publisher.publish(self._link, messages, max(0.0, deadline - time.monotonic()))
-        for (hit, _), error in zip(batch, errors, strict=True):
-            if error:
-                self._made.discard(hit.site)  # its stream may have been deleted
-        return errors
+    def _tell(self, batch: list[tuple[Hit, Waiter]], ids: list[str], errors: list[str]) -> None:
+        """Each waiter what became of its hit; or whoever rescues those that failed."""
+        told: dict[str, list[int]] = {}
+        for number, reason in enumerate(errors):
+            told.setdefault(reason, []).append(number)
+        for reason, numbers in told.items():
+            if reason and self._rescue is not None:
+                self._rescue([(replace(batch[n][0], id=ids[n]), batch[n][1]) for n in numbers], reason)
+            else:
+                wake((batch[n][1] for n in numbers), SpoolRefused(reason) if reason else None)
 
     async def _subscribe(self, client: "Client") -> None:
         await self._publisher.subscribe(client)
         await self._tap.subscribe(client)
-
-    async def _prepare(self) -> None:
-        if (client := self._link.client()) is not None:
-            await streams.ensure_common(client, self._names, self._replicas)
-            self._ready = True
-
-    async def _make(self, site: str) -> None:
-        if (client := self._link.client()) is not None:
-            await streams.ensure_stream(client, streams.hits_stream(self._names, site, self._replicas))
-            self._made.add(site)
 
     async def _look(self) -> None:
         """How much is stored, for max_bytes; and say how it goes."""
@@ -228,9 +219,14 @@ class JetStreamIntake:
                     await client.publish(self._names.state_of("collector", self._me), msgspec.json.encode(self.stats))
             await asyncio.sleep(LOOK_S)
 
-    def _note(self, reason: str) -> None:
+    def note(self, reason: str) -> None:
+        """Tell of it once that hits are not stored, and why; and once ("") that they are again."""
         if reason:
-            if self._trouble.begins():
+            if not self._trouble.begins():
+                return
+            if self._rescue is None:
                 log.error("refusing beacons", reason=reason)
+            else:
+                log.warning("beacons go to the fallback", reason=reason)
         elif self._trouble.ends():
-            log.warning("storing again")
+            log.warning("storing again" if self._rescue is None else "beacons go to the spool again")

@@ -64,6 +64,7 @@ class Lane:
         self._group = GroupCommit(self._commit, self._close, config.commit_timeout_s, self._tell)
         if self._db is not None:
             self._count_on()
+        self.enter = self._group.enter
         self.append = self._group.append
         self.append_then = self._group.append_then
         self.append_blocking = self._group.append_blocking
@@ -120,8 +121,8 @@ class Lane:
                 self._refuse_when_full(db, sum(map(len, rows)))
             with file.transaction(db):
                 _insert(db, rows)
-                sites = Counter(hit.site for hit in batch)
-                db.executemany(file.TALLY, [(site, RECEIVED, n) for site, n in sites.items()])
+                stored = Counter((hit.site, file.DOUBTFUL if hit.id else RECEIVED) for hit in batch)
+                db.executemany(file.TALLY, [(site, name, n) for (site, name), n in stored.items()])
                 if counts:
                     db.executemany(file.TALLY, [(site, name, n) for (site, name), n in counts.items()])
             if file.inode(self.path) != self._inode:

@@ -16,6 +16,8 @@ from proxy.spool.sqlite import file
 from proxy.spool.sqlite.lane import STATS, read_stats
 
 ENDED = frozenset(outcome.value for outcome in Outcome)
+HELD = (RECEIVED, file.DOUBTFUL, file.MOVING)
+"""What the rows were counted as when they came: `pending` is these less what has ended."""
 LOCKED_S = 1.0
 """A lane that is locked for longer takes no beacons."""
 
@@ -75,7 +77,7 @@ def read_ledger(directory: str | Path) -> Ledger:
         for site, name, n in rows:
             of_site = counts.setdefault(site, {})
             of_site[name] = of_site.get(name, 0) + n
-            pending += n if name == RECEIVED else -n if name in ENDED else 0
+            pending += n if name in HELD else -n if name in ENDED else 0
         for blob in first:
             with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
                 oldest.append(hits.decode(blob).received_ms)
@@ -137,7 +139,7 @@ def _audit_lane(path: Path, most: int) -> int | None:
         db.execute("BEGIN")
         counts = dict(db.execute("SELECT name, sum(n) FROM ledger GROUP BY name").fetchall())
         dead = sum(counts.get(outcome.value, 0) for outcome in Outcome if outcome.ending is Ending.DEAD)
-        pending = counts.get(RECEIVED, 0) - sum(counts.get(name, 0) for name in ENDED)
+        pending = sum(counts.get(name, 0) for name in HELD) - sum(counts.get(name, 0) for name in ENDED)
         if pending + dead > most:
             return None
         rows = sum(db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("fresh", "waiting", "dead"))

@@ -1,0 +1,83 @@
+"""The collector's half: the servers' as long as they answer, else this host's lane. Refused is only what neither takes."""
+
+import asyncio
+import time
+
+from msgspec.structs import replace
+
+from proxy.hit import Hit
+from proxy.outcome import Outcome
+from proxy.spool.jetstream.intake import JetStreamIntake
+from proxy.spool.port import Caller, SpoolConfig, SpoolRefused
+from proxy.spool.sqlite.lane import Lane
+from proxy.spool.waiting import Waiter, wait_for_all, wake
+
+WAIT_S = 1.0
+"""A hit that the servers have not acknowledged by then goes to the lane: a visitor must not wait for an election."""
+REST_S = 1.0
+"""Between two hits that try whether servers that hang answer again; all others go to the lane at once."""
+
+
+class FallbackIntake:
+    """No task and no object for each hit: one that the servers fail is handed over with whoever waits for it."""
+
+    def __init__(self, config: SpoolConfig) -> None:
+        """Raises SpoolError for what waiting cannot mend."""
+        self._next_try = 0.0
+        """When servers that hang are to be tried again (monotonic)."""
+        self._lane = Lane(config.fallback.partition(":")[2], config)
+        try:
+            self._engine = JetStreamIntake(
+                replace(config, commit_timeout_s=min(config.commit_timeout_s, WAIT_S)), self._take_over
+            )
+        except BaseException:
+            self._lane.close()
+            raise
+
+    async def append(self, hit: Hit) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.enter(hit, future)
+        await future
+
+    def append_then(self, hit: Hit, caller: Caller) -> None:
+        self.enter(hit, caller)
+
+    def append_blocking(self, *hits: Hit) -> None:
+        wait_for_all(self.enter, hits)
+
+    def enter(self, hit: Hit, waiter: Waiter) -> None:
+        """Take the hit, and tell the waiter what became of it. Raises SpoolRefused if neither has taken it."""
+        reason = "no connection to the spool"
+        if self._answers():
+            try:
+                self._engine.enter(hit, waiter)
+                return
+            except SpoolRefused as refused:
+                reason = str(refused)
+        self._engine.note(reason)
+        self._lane.enter(hit, waiter)
+
+    def drop(self, site: str, outcome: Outcome) -> None:
+        (self._engine if self._answers() else self._lane).drop(site, outcome)
+
+    def refuse(self, site: str) -> None:
+        (self._engine if self._answers() else self._lane).refuse(site)
+
+    def close(self) -> None:
+        """What the servers do not acknowledge any more still reaches the lane."""
+        self._engine.close()
+        self._lane.close()
+
+    def _answers(self) -> bool:
+        """Whether the servers are worth a try. Some counts of the last second before they went wait in memory until they are
+        back; all later ones are the lane's.
+        """
+        return not self._engine.away and (not self._engine.hangs or time.monotonic() >= self._next_try)
+
+    def _take_over(self, entries: list[tuple[Hit, Waiter]], reason: str) -> None:
+        self._next_try = time.monotonic() + REST_S
+        for hit, waiter in entries:
+            try:
+                self._lane.enter(hit, waiter)
+            except SpoolRefused as refused:
+                wake([waiter], SpoolRefused(f"{reason}; {refused}"))

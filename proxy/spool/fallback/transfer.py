@@ -1,0 +1,146 @@
+"""One lane's rows on their way into the spool. Whatever is stopped on the way, the same rows are moved again under the same ids.
+
+    begin   the oldest rows are counted as `moving`, no longer as received: the spool will count them
+    …       they are published, and acknowledged
+    end     the acknowledged ones are deleted, together with their count
+
+What a reader sees between the two is too small by the rows under way, and never too large. Drops and refusals that were counted
+here go the same way: set apart under a token, published under it, and deleted.
+"""
+
+import secrets
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+from msgspec.structs import replace
+
+from proxy import hit as hits
+from proxy.hit import DEFAULT_SITE, Hit
+from proxy.outcome import Ending, Outcome
+from proxy.spool.port import RECEIVED, REFUSED
+from proxy.spool.sqlite import file
+from proxy.spool.sqlite.file import DOUBTFUL, MOVING, TALLY
+
+BATCH = 256
+"""Rows under way at once. A constant: a mover that begins anew must find the same ones."""
+BUSY_S = 0.25
+APART = "moving:"
+"""Before the token and the name of counts that are on their way."""
+DROPPED = frozenset(outcome.value for outcome in Outcome if outcome.ending is Ending.DROPPED)
+
+
+class Row(NamedTuple):
+    """A hit to be moved. `message` is the id to publish it under, the same whoever moves it and however often."""
+
+    id: int
+    hit: Hit
+    message: str
+
+
+class Count(NamedTuple):
+    """A count to be moved, and the id of its increment."""
+
+    site: str
+    name: str
+    n: int
+    message: str
+
+
+class LaneTransfer:
+    """Methods raise sqlite3.Error, and can be called again."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises SpoolError for a file of a newer version."""
+        self.path, self.inode = path, file.inode(path)
+        self._db = file.open_file(path, durability="os", busy_s=BUSY_S, polls=True)  # what is moved twice counts once
+        self._identity = file.identity(self._db)
+
+    def begin(self) -> list[Row]:
+        """The oldest rows: those that were begun and not ended, else the next."""
+        self._make_fresh()
+        found = self._db.execute("SELECT id, hit FROM fresh ORDER BY id LIMIT ?", (BATCH,)).fetchall()
+        rows, unreadable = [], []
+        for id, blob in found:
+            try:
+                hit = hits.decode(blob)
+                rows.append(Row(id, hit, hit.id or f"{self._identity:x}.{id:x}"))
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                unreadable.append(id)
+        if found:
+            with file.transaction(self._db):
+                before = self._db.execute("SELECT site, n FROM ledger WHERE name = ? AND n <> 0", (MOVING,)).fetchall()
+                moving = Counter(row.hit.site for row in rows if not row.hit.id)
+                moving.subtract(dict(before))
+                self._tally(
+                    *((site, name, n) for site, more in moving.items() for name, n in ((MOVING, more), (RECEIVED, -more)))
+                )
+                self._bury(unreadable)
+        return rows
+
+    def end(self, moved: Sequence[Row], failed: Sequence[Row]) -> None:
+        """Those are in the spool. The failed ones were refused for their own sake: they are tried again after all others."""
+        ids = msgspec.json.encode([row.id for row in (*moved, *failed)]).decode()
+        certain = Counter(row.hit.site for row in (*moved, *failed) if not row.hit.id)
+        doubtful = Counter(row.hit.site for row in moved if row.hit.id)
+        doubtful.subtract(row.hit.site for row in failed if not row.hit.id)
+        with file.transaction(self._db):
+            self._db.execute("DELETE FROM fresh WHERE id IN (SELECT value FROM json_each(?))", (ids,))
+            last = [(hits.encode(replace(row.hit, id=row.message)),) for row in failed]
+            self._db.executemany("INSERT INTO fresh (hit) VALUES (?)", last)
+            self._tally(
+                *((site, MOVING, -n) for site, n in certain.items()), *((site, DOUBTFUL, -n) for site, n in doubtful.items())
+            )
+
+    def begin_counts(self) -> list[Count]:
+        """What was counted here and not stored: set apart earlier, else now."""
+        names = (REFUSED, *DROPPED)
+        marks = ",".join("?" * len(names))
+        if not (apart := self._apart()):
+            counted = self._db.execute(f"SELECT site, name, n FROM ledger WHERE n > 0 AND name IN ({marks})", names).fetchall()
+            if counted:
+                token = secrets.token_urlsafe(9)
+                with file.transaction(self._db):
+                    self._tally(*((site, name, -n) for site, name, n in counted))
+                    self._tally(*((site, RECEIVED, -n) for site, name, n in counted if name in DROPPED))
+                    self._tally(*((site, f"{APART}{token}:{name}", n) for site, name, n in counted))
+                apart = self._apart()
+        return [Count(site, name.rpartition(":")[2], n, f"{name}:{site}") for site, name, n in apart]
+
+    def end_counts(self, counts: Sequence[Count]) -> None:
+        """Those are in the spool."""
+        with file.transaction(self._db):
+            for count in counts:
+                name = count.message.removesuffix(f":{count.site}")
+                self._db.execute("DELETE FROM ledger WHERE site = ? AND name = ?", (count.site, name))
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _apart(self) -> list[tuple[str, str, int]]:
+        return self._db.execute(
+            "SELECT site, name, n FROM ledger WHERE name GLOB ? ORDER BY site, name", (f"{APART}*",)
+        ).fetchall()
+
+    def _make_fresh(self) -> None:
+        """Where a forwarder was at work on the directory before, hits may wait for another try: here they have none behind them."""
+        waiting = self._db.execute("SELECT id, hit FROM waiting ORDER BY due_ms LIMIT ?", (BATCH,)).fetchall()
+        if waiting:
+            with file.transaction(self._db):
+                self._db.executemany("DELETE FROM waiting WHERE id = ?", [(id,) for id, _ in waiting])
+                self._db.executemany("INSERT INTO fresh (hit) VALUES (?)", [(blob,) for _, blob in waiting])
+
+    def _bury(self, unreadable: Sequence[int]) -> None:
+        """A record that cannot be read holds up nothing: it stays here, as a dead letter."""
+        for id in unreadable:
+            self._db.execute(
+                "INSERT INTO dead SELECT id, ?, ?, '', 0, 0, hit FROM fresh WHERE id = ?", (DEFAULT_SITE, Outcome.UNREADABLE, id)
+            )
+            self._db.execute("DELETE FROM fresh WHERE id = ?", (id,))
+        if unreadable:
+            self._tally((DEFAULT_SITE, Outcome.UNREADABLE.value, len(unreadable)))
+
+    def _tally(self, *counts: tuple[str, str, int]) -> None:
+        self._db.executemany(TALLY, [count for count in counts if count[2]])
