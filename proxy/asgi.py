@@ -16,6 +16,7 @@ from proxy.collector.asgi import CollectorApp, Receive, Send
 from proxy.forward.forwarder import Forwarder
 from proxy.log import configure
 from proxy.spool import open_intake, open_outlet
+from proxy.spool.fallback.mover import moving
 from proxy.spool.port import Intake
 
 
@@ -52,7 +53,8 @@ class Application:
             forwarder = Forwarder(config, open_outlet(config.spool))
             task = asyncio.create_task(forwarder.run())
         try:
-            yield
+            with moving(self.settings().spool_config()) if task is not None else contextlib.nullcontext():
+                yield
         finally:
             if forwarder is not None and task is not None:
                 forwarder.stop()

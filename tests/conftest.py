@@ -125,6 +125,8 @@ class ProxyProcess:
                 **{f"BEACON_PROXY_{name.upper()}": value for name, value in settings.items()},
             }
         )
+        if self.environment["BEACON_PROXY_SPOOL"].startswith("nats:"):
+            self.environment.setdefault("BEACON_PROXY_FALLBACK", f"sqlite:{spool}-fallback")
         self.environment = {name: value for name, value in self.environment.items() if value is not None}
         self.log = spool.parent / f"{spool.name}-{command}-{self.port}.log"
         with self.log.open("ab") as log:
@@ -143,7 +145,8 @@ class ProxyProcess:
 
     def status(self) -> dict[str, Any]:
         """What `status --json` prints, read here: to ask often must not cost a process each time."""
-        return read(SpoolConfig(self.environment["BEACON_PROXY_SPOOL"]))
+        fallback = self.environment.get("BEACON_PROXY_FALLBACK", "")
+        return read(SpoolConfig(self.environment["BEACON_PROXY_SPOOL"], fallback=fallback))
 
     def status_command(self) -> dict[str, Any]:
         """The command itself."""

@@ -11,7 +11,7 @@ from proxy.admin import page
 from proxy.admin.config import AdminConfig
 from proxy.admin.page.look import Look
 from proxy.admin.summary import read
-from proxy.spool import unready
+from proxy.spool import fallback_pending, unready
 
 PATIENCE_S = 2.0
 """A disk that takes longer to answer is not ready."""
@@ -30,7 +30,10 @@ def make_app(config: AdminConfig, look: Look) -> Starlette:
             reason = await asyncio.wait_for(asyncio.to_thread(unready, config.spool), PATIENCE_S)
         except TimeoutError:
             reason = f"the disk did not answer within {PATIENCE_S:g} s"
-        return PlainTextResponse(f"{reason}\n", 503) if reason else PlainTextResponse("ready\n")
+        if reason:
+            return PlainTextResponse(f"{reason}\n", 503)
+        waits = await asyncio.to_thread(fallback_pending, config.spool)
+        return PlainTextResponse(f"ready; {waits:,} beacons wait in {config.spool.fallback}\n" if waits else "ready\n")
 
     async def status(request: Request) -> Response:
         """A browser gets the page, a script the numbers."""

@@ -21,7 +21,7 @@ from proxy import __version__
 from proxy.admin.config import AdminConfig
 from proxy.admin.report import Report, UpstreamReport, report
 from proxy.outcome import Ending, Outcome
-from proxy.spool import forwarder_state, intake_stats, ledger_of, ledger_off, spool_bytes, unready
+from proxy.spool import fallback_pending, forwarder_state, intake_stats, ledger_of, ledger_off, spool_bytes, unready
 from proxy.spool.port import RECEIVED, REFUSED, TRIMMED, IntakeStats, Ledger, SpoolConfig, SpoolError
 
 AUDIT_EVERY_S, AUDIT_MOST = 60, 200_000
@@ -48,18 +48,22 @@ class Reading(NamedTuple):
     ready: bool
     seen: Seen | None
     """None: it could not be read."""
+    fallback: int = 0
+    """Hits that wait in this host's fallback."""
 
 
 def look(config: AdminConfig) -> Reading:
     """Look at the configured spool. A spool that cannot be read is told of, too. Takes as long as the disk does."""
     spool, ready = config.spool, not unready(config.spool)
+    fallback = 0
     try:
+        fallback = fallback_pending(spool)
         told = report(forwarder_state(spool))
         off = _ledger_off(spool, int(time.monotonic() / AUDIT_EVERY_S))
         seen = Seen(ledger_of(spool), told, intake_stats(spool), spool_bytes(spool), off)
     except (sqlite3.Error, OSError, SpoolError):
         seen = None
-    return Reading(config, time.time(), ready, seen)
+    return Reading(config, time.time(), ready, seen, fallback)
 
 
 def no_answer(config: AdminConfig) -> Reading:
@@ -85,6 +89,11 @@ def families(reading: Reading) -> Iterator[Metric]:
         value=bool(reading.seen),
     )
     yield GaugeMetricFamily("beacon_proxy_spool_max_bytes", "Setting max_bytes.", value=reading.config.spool.max_bytes)
+    yield GaugeMetricFamily(
+        "beacon_proxy_fallback_pending",
+        "Beacons that wait on this host, since the spool's servers do not take them or did not; part of beacon_proxy_pending.",
+        value=reading.fallback,
+    )
     yield InfoMetricFamily("beacon_proxy_build", "The version.", value={"version": __version__})
     if reading.seen is not None:
         yield from _ledger(reading.seen.ledger, reading.config.sites)

@@ -36,6 +36,7 @@ def summary(ledger: Ledger, state: bytes = b"") -> dict[str, Any]:
         "oldest_pending_s": None if oldest is None else max(0.0, round(time.time() - oldest / 1000, 3)),
         "refused": ledger.total(REFUSED),
         "trimmed": ledger.total(TRIMMED),
+        "fallback": ledger.fallback,
         "set_aside": list(ledger.unread),
         "upstreams": _upstreams(ledger, report(state)),
     }
@@ -74,6 +75,8 @@ def render(found: dict[str, Any]) -> str:
         f"pending    {found['pending']:>12,}{oldest}",
         f"refused    {found['refused']:>12,}   answered 503, not in received",
     ]
+    if found["fallback"]:
+        lines.append(f"fallback   {found['fallback']:>12,}   on this host, to be moved to the spool's servers")
     lines += [f"set aside  {name}: corrupt, not in the sums; see docs/reliability.md" for name in found["set_aside"]]
     for upstream, told in found["upstreams"].items():
         takes = "" if not told["eta_s"] else f", {told['pending']:,} waiting: about {told['eta_s']:,} s"

@@ -3,6 +3,7 @@
 from proxy.forward.trial import try_out
 from proxy.settings import Settings
 from proxy.spool import look_at
+from proxy.spool.fallback.intake import WAIT_S
 from proxy.spool.jetstream import address as jetstream
 
 
@@ -71,9 +72,16 @@ def _durability(settings: Settings) -> str:
         )
     if settings.spool.startswith("nats:"):
         spool = jetstream.parse(settings.spool)
+        fallback = settings.spool_config().fallback.partition(":")[2]
         return (
             f"Each is answered once JetStream has acknowledged it, at {', '.join(spool.servers)} (streams {spool.stream}, "
-            f"replicas: {spool.replicas}); how soon the servers sync it to disk is their setting sync_interval, not durability."
+            f"replicas: {spool.replicas}); how soon the servers sync it to disk is their setting sync_interval, not durability. "
+            + (
+                f"One that they do not take within {WAIT_S:g} s waits on this host under {fallback} (durability: "
+                f"{settings.durability}), is answered all the same, and is moved to them when they are back."
+                if fallback
+                else "There is no fallback: one that they do not take is answered 503."
+            )
         )
     place = settings.spool.removeprefix("sqlite:")
     if settings.durability == "disk":

@@ -1,5 +1,5 @@
-"""A process of `serve`: `python -m proxy.cli.child collector FD | forwarder | admin FD [--beat FD]`; and `trial`, which only
-loads what a forwarder would load, to see whether it can.
+"""A process of `serve`: `python -m proxy.cli.child collector FD | forwarder | mover | admin FD [--beat FD]`; and `trial`, which
+only loads what a forwarder would load, to see whether it can.
 
 Its configuration comes as one JSON line on standard input, so no key stands in any environment or argument list. Standard input
 then stays open: its end means that the supervisor is gone, and the process stops by itself. Each role imports what it needs and
@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 
 import msgspec
@@ -23,6 +24,7 @@ from proxy.enrich import EnricherError
 from proxy.forward.config import CannotTrace, ForwarderConfig
 from proxy.log import configure, log, own_process
 from proxy.spool import open_intake, open_outlet
+from proxy.spool.fallback.config import MoverConfig
 from proxy.spool.port import ForwarderRunning, Outlet, SpoolError
 
 EX_CONFIG = 78
@@ -96,6 +98,16 @@ async def run_admin(config: AdminConfig, fd: int, beat: int | None = None) -> No
         await serving.serve(sockets=[socket.socket(fileno=fd)])
 
 
+async def run_mover(config: MoverConfig, beat: int | None = None) -> None:
+    """Move what is in the fallback into the spool until told to stop."""
+    from proxy.spool.fallback.mover import STUCK_S, Mover
+
+    mover = Mover(config.spool)
+    _when_told(mover.stop)
+    async with _beating(beat, lambda: time.monotonic() - mover.turned < STUCK_S):
+        await asyncio.to_thread(mover.run)
+
+
 async def run_forwarder(config: ForwarderConfig, until: Callable[[Callable[[], None]], None], beat: int | None = None) -> None:
     """Deliver until told to stop; `until(stop)` arranges the telling. Waits while another forwarder holds the spool."""
     from proxy.forward.forwarder import Forwarder
@@ -162,6 +174,10 @@ def main() -> int:
                 admin = msgspec.json.decode(line, type=AdminConfig)
                 configure(admin.log_level, admin.log_format)
                 runner.run(run_admin(admin, int(arguments[0]), beat))
+            elif role == "mover":
+                moving = msgspec.json.decode(line, type=MoverConfig)
+                configure(moving.log_level, moving.log_format)
+                runner.run(run_mover(moving, beat))
             elif role == "trial":
                 from proxy.forward.trial import try_out
 

@@ -7,10 +7,13 @@ from collections.abc import Callable
 from proxy.cli.child import loop_factory, run_forwarder
 from proxy.cli.service import Service
 from proxy.forward.config import ForwarderConfig
+from proxy.spool.fallback.mover import moving
 
 
 def run(config: ForwarderConfig) -> None:
-    """Until SIGTERM or SIGINT. One that waits for its turn at the spool counts as ready: it stands by."""
+    """Until SIGTERM or SIGINT. One that waits for its turn at the spool counts as ready: it stands by. Beside collectors that
+    `serve` did not start, nobody else would move what is in this host's fallback.
+    """
     service = Service()
 
     def until(stop: Callable[[], None]) -> None:
@@ -24,7 +27,8 @@ def run(config: ForwarderConfig) -> None:
     async def attended() -> None:
         attending = asyncio.create_task(service.attend())
         try:
-            await run_forwarder(config, until)
+            with moving(config.spool):
+                await run_forwarder(config, until)
         finally:
             attending.cancel()
 

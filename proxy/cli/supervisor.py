@@ -22,6 +22,7 @@ from proxy.cli.service import Service, held_sockets
 from proxy.log import log
 from proxy.settings import PREFIX, Settings, SettingsError, variable
 from proxy.spool import prepare
+from proxy.spool.fallback.config import MoverConfig
 
 BACKLOG = 2048
 BIND_PATIENCE_S = 3.0
@@ -109,6 +110,7 @@ class Supervisor:
         self._children = [
             _Child("forwarder", ["forwarder"], configs["forwarder"]),
             *(_Child(f"collector-{n}", ["collector", fd], configs["collector"]) for n in range(settings.workers)),
+            *([_Child("mover", ["mover"], configs["mover"])] if settings.spool_config().fallback else []),
             _Child("admin", ["admin", admin_fd], configs["admin"]),
         ]
 
@@ -187,7 +189,7 @@ class Supervisor:
         try:
             settings = self._reload()
             configs = _configs(settings)
-            for name in ("spool", "host", "port", "admin_host", "admin_port", "workers"):
+            for name in ("spool", "fallback", "host", "port", "admin_host", "admin_port", "workers"):
                 if getattr(settings, name) != getattr(self._settings, name):
                     raise SettingsError(f"{name}: a change of this setting needs a restart")
             _try(configs["forwarder"])
@@ -242,6 +244,7 @@ def _configs(settings: Settings) -> dict[str, bytes]:
     configs = {
         "collector": settings.collector(),
         "forwarder": forwarder,
+        "mover": MoverConfig(settings.spool_config(), settings.log_level, settings.log_format),
         "admin": AdminConfig(settings.spool_config(), tuple(forwarder.sites), settings.log_level, settings.log_format),
     }
     return {role: msgspec.json.encode(config) + b"\n" for role, config in configs.items()}

@@ -16,6 +16,8 @@ from proxy.settings.names import SettingsError, missing
 from proxy.spool.port import SpoolConfig
 
 VENDOR = "https://trk.kissmetrics.io"
+FALLBACK = "sqlite:fallback"
+"""Not the directory that a sqlite: spool has by default: what is in that one may be meant for another vendor."""
 
 
 class SiteSettings(BaseModel):
@@ -45,6 +47,11 @@ class Settings(BaseModel):
         "sqlite:spool",
         description="Where beacons wait: `sqlite:DIR`, `nats://HOST,…?stream=NAME&replicas=N` (many machines), or `memory:` (a "
         "single process that may forget).",
+    )
+    fallback: Annotated[str | None, BeforeValidator(values.fallback)] = Field(
+        None,
+        description="Of a `nats://` spool: `sqlite:DIR`, where this host keeps beacons while the servers do not take them, until "
+        "they do; without the setting `sqlite:fallback`. Empty: none, such beacons are answered 503.",
     )
     durability: Literal["disk", "os"] = Field(
         "disk",
@@ -173,6 +180,13 @@ class Settings(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _only_servers_have_a_fallback(self) -> Self:
+        if self.fallback and not self.spool.startswith("nats:"):
+            scheme = self.spool.partition(":")[0]
+            raise ValueError(f"fallback: found {self.fallback} beside a {scheme}: spool; expected it with a nats:// spool alone")
+        return self
+
+    @model_validator(mode="after")
     def _script_reads_the_cookie(self) -> Self:
         if self.script and self.cookie_http_only:
             raise ValueError("cookie_http_only: found true beside script, which reads that cookie; expected false, or no script")
@@ -197,7 +211,10 @@ class Settings(BaseModel):
 
     def spool_config(self) -> SpoolConfig:
         """The spool's part."""
-        return SpoolConfig(self.spool, self.durability, self.max_bytes, self.commit_timeout)
+        fallback = self.fallback
+        if fallback is None:
+            fallback = FALLBACK if self.spool.startswith("nats:") else ""
+        return SpoolConfig(self.spool, self.durability, self.max_bytes, self.commit_timeout, fallback)
 
     def collector(self) -> CollectorConfig:
         """The collector's part: without any key."""

@@ -69,6 +69,12 @@ def spool(value: object) -> object:
     return value
 
 
+def fallback(value: object) -> object:
+    if value is not None and not (isinstance(value, str) and re.fullmatch(r"(sqlite:.+)?", value)):
+        raise ValueError("expected sqlite:DIR (a directory on this host), or nothing for none")
+    return value
+
+
 def networks(value: object) -> object:
     names = _comma_separated(value)
     if not isinstance(names, list):

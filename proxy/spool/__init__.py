@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable
 
 from proxy.hit import Hit
+from proxy.spool.fallback.place import FallbackPlace
 from proxy.spool.jetstream.place import JetStreamPlace
 from proxy.spool.memory import MemoryPlace
 from proxy.spool.place import Place
@@ -90,5 +91,12 @@ def unready(config: SpoolConfig) -> str:
     return _place(config).unready()
 
 
+def fallback_pending(config: SpoolConfig) -> int:
+    """Hits that wait in this host's fallback, running or not; 0 where the spool has none."""
+    return _place(config).fallback_pending()
+
+
 def _place(config: SpoolConfig) -> Place:
+    if config.fallback:
+        return FallbackPlace(config)
     return PLACES[config.url.partition(":")[0]](config)

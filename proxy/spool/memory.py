@@ -177,3 +177,6 @@ class MemoryPlace:
 
     def unready(self) -> str:
         return ""
+
+    def fallback_pending(self) -> int:
+        return 0

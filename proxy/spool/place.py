@@ -55,3 +55,6 @@ class Place(Protocol):
 
     def unready(self) -> str:
         """Why it cannot take beacons just now; "" if it can."""
+
+    def fallback_pending(self) -> int:
+        """Hits that wait in this host's fallback; 0 where the spool has none."""

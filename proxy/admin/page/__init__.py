@@ -56,7 +56,7 @@ def routes(look: Look) -> list[BaseRoute]:
         if strange := strange_host(request.headers.get("host", "")):
             return _refused(strange)
         reading = await look.latest()
-        if reading is None:
+        if reading is None or (look.failure and look.config.fallback):  # old figures would say that beacons are refused
             return _json({"error": f"the spool cannot be read: {look.failure or 'the disk does not answer'}"}, 503)
         after, values = request.query_params.get("after", ""), request.query_params.get("values") == "1"
         told = now(reading, int(time.time() * 1000), values=values)

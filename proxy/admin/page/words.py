@@ -82,6 +82,11 @@ def verdict(reading: Reading, found: dict[str, Any], now_ms: int) -> Verdict:
     if reading.refused_lately:
         detail = "They were answered 503, in the last minute. Beacons are taken now."
         return Verdict("warn", f"{reading.refused_lately:,} beacons were refused", detail)
+    if reading.ledger.fallback:
+        detail = (
+            "The spool's servers do not take all beacons, or did not until now. What waits here is moved over as they take it."
+        )
+        return Verdict("warn", f"{reading.ledger.fallback:,} beacons wait on this host", detail)
     if not reading.told.is_running():
         return Verdict("warn", "No forwarder is running", f"{pending} safely on disk, and will be delivered by the next one.")
     if closed := [url for url, of in found["upstreams"].items() if of["state"] != "closed"]:

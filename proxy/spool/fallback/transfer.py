@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from proxy import hit as hits
 from proxy.hit import DEFAULT_SITE, Hit
 from proxy.outcome import Ending, Outcome
+from proxy.spool.jetstream.names import token
 from proxy.spool.port import RECEIVED, REFUSED
 from proxy.spool.sqlite import file
 from proxy.spool.sqlite.file import DOUBTFUL, MOVING, TALLY
@@ -30,6 +31,8 @@ BUSY_S = 0.25
 APART = "moving:"
 """Before the token and the name of counts that are on their way."""
 DROPPED = frozenset(outcome.value for outcome in Outcome if outcome.ending is Ending.DROPPED)
+COUNTED = (REFUSED, *DROPPED)
+MARKS = ",".join("?" * len(COUNTED))
 
 
 class Row(NamedTuple):
@@ -41,12 +44,18 @@ class Row(NamedTuple):
 
 
 class Count(NamedTuple):
-    """A count to be moved, and the id of its increment."""
+    """A count to be moved."""
 
     site: str
     name: str
     n: int
-    message: str
+    apart: str
+    """What it is called in the lane meanwhile."""
+
+    @property
+    def message(self) -> str:
+        """The id of its increment."""
+        return f"{self.apart}:{token(self.site)}"
 
 
 class LaneTransfer:
@@ -57,6 +66,12 @@ class LaneTransfer:
         self.path, self.inode = path, file.inode(path)
         self._db = file.open_file(path, durability="os", busy_s=BUSY_S, polls=True)  # what is moved twice counts once
         self._identity = file.identity(self._db)
+
+    def waits(self) -> bool:
+        """Whether there is anything to be moved."""
+        rows = "EXISTS (SELECT 1 FROM fresh) OR EXISTS (SELECT 1 FROM waiting)"
+        counts = f"EXISTS (SELECT 1 FROM ledger WHERE name GLOB '{APART}*' OR n > 0 AND name IN ({MARKS}))"
+        return bool(self._db.execute(f"SELECT {rows} OR {counts}", COUNTED).fetchone()[0])
 
     def begin(self) -> list[Row]:
         """The oldest rows: those that were begun and not ended, else the next."""
@@ -96,25 +111,22 @@ class LaneTransfer:
 
     def begin_counts(self) -> list[Count]:
         """What was counted here and not stored: set apart earlier, else now."""
-        names = (REFUSED, *DROPPED)
-        marks = ",".join("?" * len(names))
         if not (apart := self._apart()):
-            counted = self._db.execute(f"SELECT site, name, n FROM ledger WHERE n > 0 AND name IN ({marks})", names).fetchall()
+            counted = self._db.execute(f"SELECT site, name, n FROM ledger WHERE n > 0 AND name IN ({MARKS})", COUNTED).fetchall()
             if counted:
-                token = secrets.token_urlsafe(9)
+                drawn = secrets.token_urlsafe(9)
                 with file.transaction(self._db):
                     self._tally(*((site, name, -n) for site, name, n in counted))
                     self._tally(*((site, RECEIVED, -n) for site, name, n in counted if name in DROPPED))
-                    self._tally(*((site, f"{APART}{token}:{name}", n) for site, name, n in counted))
+                    self._tally(*((site, f"{APART}{drawn}:{name}", n) for site, name, n in counted))
                 apart = self._apart()
-        return [Count(site, name.rpartition(":")[2], n, f"{name}:{site}") for site, name, n in apart]
+        return [Count(site, name.rpartition(":")[2], n, name) for site, name, n in apart]
 
     def end_counts(self, counts: Sequence[Count]) -> None:
         """Those are in the spool."""
         with file.transaction(self._db):
-            for count in counts:
-                name = count.message.removesuffix(f":{count.site}")
-                self._db.execute("DELETE FROM ledger WHERE site = ? AND name = ?", (count.site, name))
+            moved = [(count.site, count.apart) for count in counts]
+            self._db.executemany("DELETE FROM ledger WHERE site = ? AND name = ?", moved)
 
     def close(self) -> None:
         self._db.close()
@@ -125,7 +137,7 @@ class LaneTransfer:
         ).fetchall()
 
     def _make_fresh(self) -> None:
-        """Where a forwarder was at work on the directory before, hits may wait for another try: here they have none behind them."""
+        """Hits may wait for another try where a forwarder was at work on the directory before: the next try is the spool's."""
         waiting = self._db.execute("SELECT id, hit FROM waiting ORDER BY due_ms LIMIT ?", (BATCH,)).fetchall()
         if waiting:
             with file.transaction(self._db):

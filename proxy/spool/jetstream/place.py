@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PATIENCE_S = 15.0
-
 
 class _Reader:
     """One connection for all who look from this process, and what it saw last."""
@@ -50,6 +48,9 @@ async def _nothing(client: "Client") -> None:
 
 class JetStreamPlace:
     """See Place."""
+
+    patience_s = 15.0
+    """For an answer."""
 
     def __init__(self, config: SpoolConfig) -> None:
         self._config = config
@@ -123,6 +124,9 @@ class JetStreamPlace:
         most = self._config.max_bytes
         return f"the spool is full: {used:,} of max_bytes {most:,}" if used >= most else ""
 
+    def fallback_pending(self) -> int:
+        return 0
+
     async def _ensure(self, client: "Client") -> None:
         try:
             await streams.ensure_common(client, self._names, self._address.replicas)
@@ -156,4 +160,4 @@ class JetStreamPlace:
         client = link.client()
         if client is None:
             raise link.unreachable()
-        return link.ask(call(client), PATIENCE_S)
+        return link.ask(call(client), self.patience_s)

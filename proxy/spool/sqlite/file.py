@@ -28,8 +28,8 @@ CREATE TABLE ledger (site TEXT NOT NULL, name TEXT NOT NULL, n INTEGER NOT NULL,
 """
 TALLY = "INSERT INTO ledger VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET n = n + excluded.n"
 DOUBTFUL, MOVING = "doubtful", "moving"
-"""Counts of a fallback's lane beside the port's: hits that wait there and may be in the spool as well, and hits that are being moved
-to the spool just now. Neither is in RECEIVED, so that no hit is counted at both places."""
+"""Counts of a fallback's lane beside the port's: hits that wait there and may be in the spool as well, and hits that are on their
+way there. Neither is in RECEIVED, so that no hit is counted at both places."""
 BUSY_S = 5.0
 LOCK_POLL_S = 0.0001
 """Between two looks for the write lock."""

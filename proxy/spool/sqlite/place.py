@@ -64,3 +64,6 @@ class SqlitePlace:
 
     def unready(self) -> str:
         return survey.why_unready(self._directory, self._config.max_bytes)
+
+    def fallback_pending(self) -> int:
+        return 0

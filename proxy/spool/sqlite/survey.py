@@ -22,24 +22,24 @@ LOCKED_S = 1.0
 """A lane that is locked for longer takes no beacons."""
 
 
-def prepare_directory(directory: str | Path) -> None:
-    """Create it if need be, and look whether this process may write there. Raises SpoolError."""
+def prepare_directory(directory: str | Path, setting: str = "spool") -> None:
+    """Create it if need be, and look whether this process may write there. Raises SpoolError, which names the setting."""
     try:
         file.make_directory(Path(directory))
     except OSError as error:
-        raise _unusable(Path(directory), error.strerror) from None
-    look_at_directory(directory)
+        raise _unusable(setting, Path(directory), error.strerror) from None
+    look_at_directory(directory, setting)
 
 
-def look_at_directory(directory: str | Path) -> None:
+def look_at_directory(directory: str | Path, setting: str = "spool") -> None:
     """Raises SpoolError if it can't be a spool: no directory, or not this user's to write. It need not be there yet."""
     place = existing = Path(directory)
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
     if not existing.is_dir():
-        raise _unusable(place, f"{existing} is no directory")
+        raise _unusable(setting, place, f"{existing} is no directory")
     if not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
-        raise _unusable(place, f"no right to write in {existing}")
+        raise _unusable(setting, place, f"no right to write in {existing}")
 
 
 def look_into_directory(directory: str | Path) -> None:
@@ -51,8 +51,8 @@ def look_into_directory(directory: str | Path) -> None:
         raise SpoolError(f"spool: no right to look into {place.absolute()}; run it as the user that runs beacon-proxy ({owner})")
 
 
-def _unusable(place: Path, why: str | None) -> SpoolError:
-    return SpoolError(f"spool: cannot use {place}: {why}; expected a directory that this user may create and write")
+def _unusable(setting: str, place: Path, why: str | None) -> SpoolError:
+    return SpoolError(f"{setting}: cannot use {place}: {why}; expected a directory that this user may create and write")
 
 
 def read_ledger(directory: str | Path) -> Ledger:

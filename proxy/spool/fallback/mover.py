@@ -1,0 +1,183 @@
+"""Brings what waits in the lanes of this host into the spool, oldest first, while the spool's servers answer.
+
+One at a time for a directory, by the lock that a forwarder of such a directory holds. A row is deleted once its publication is
+acknowledged, so a mover may be killed at any instant. Between two batches it rests for as long as the last one took: at most half
+of what the servers can take is taken from fresh beacons.
+"""
+
+import contextlib
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+from proxy.log import Trouble, log
+from proxy.spool.fallback.transfer import DROPPED, LaneTransfer
+from proxy.spool.jetstream import streams
+from proxy.spool.jetstream.address import parse
+from proxy.spool.jetstream.endings import counting
+from proxy.spool.jetstream.link import Link
+from proxy.spool.jetstream.names import BY_COLLECTOR, Names
+from proxy.spool.jetstream.publisher import Publisher
+from proxy.spool.jetstream.shelf import Shelf
+from proxy.spool.port import SpoolConfig, SpoolError
+from proxy.spool.sqlite import file
+
+LOOK_S = 0.5
+"""Between two looks whether there is anything to move, and two tries after one that failed."""
+ROOM_S = 5.0
+"""Between two looks whether the spool has room."""
+PATIENCE_S = 3.0
+"""For the acknowledgements of a batch."""
+STUCK_S = 30.0
+"""A turn that takes longer never ends."""
+
+
+class Mover:
+    """`run` in a thread, `stop` from any. Raises SpoolError where the package or a file is missing."""
+
+    def __init__(self, config: SpoolConfig) -> None:
+        address = parse(config.url)
+        self._directory = Path(config.fallback.partition(":")[2])
+        self._max_bytes = config.max_bytes
+        self._names = Names(address.stream)
+        self._publisher = Publisher()
+        self._shelf = Shelf(self._names, address.replicas, self._publisher)
+        self._lanes: dict[Path, LaneTransfer] = {}
+        self._stopping = threading.Event()
+        self._trouble = Trouble()
+        self._moved = 0
+        """Since the lanes were empty."""
+        self._room_looked, self._has_room = float("-inf"), True
+        self.turned = time.monotonic()
+        """When it last began a turn (monotonic)."""
+        self._link = Link(address, "beacon-proxy mover", self._publisher.subscribe, quiet=True)
+
+    def stop(self) -> None:
+        """End after the batch under way."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Until stopped."""
+        held: int | None = None
+        try:
+            while not self._stopping.is_set():
+                self.turned = began = time.monotonic()
+                held = held if held is not None else self._hold()
+                moved = self._turn() if held is not None else 0
+                self._stopping.wait(time.monotonic() - began if moved else LOOK_S)
+        finally:
+            for lane in self._lanes.values():
+                lane.close()
+            self._link.close()
+            if held is not None:
+                os.close(held)
+
+    def _hold(self) -> int | None:
+        """The directory, once it is there and nobody else has it. It is not made here: where none is, nothing fell back."""
+        try:
+            return file.lock(self._directory / "forwarder.lock")
+        except OSError:
+            return None
+
+    def _turn(self) -> int:
+        """A batch of each lane; how many rows and counts were moved."""
+        if self._link.client() is None:
+            return 0
+        moved = 0
+        for path in file.lane_files(self._directory):
+            try:
+                lane = self._lane(path)
+                if lane.waits() and self._room():
+                    moved += self._move(lane) + self._move_counts(lane)
+            except (sqlite3.Error, OSError, SpoolError) as error:
+                self._note(f"{path}: {error}")
+                self._forget(path)
+                if isinstance(error, sqlite3.Error) and file.is_corrupt(error):
+                    log.error("a corrupt lane is set aside", lane=str(path), aside=str(file.set_aside(path)))
+        self._moved += moved
+        if not moved and self._moved:
+            log.info("moved from the fallback into the spool", beacons=self._moved)
+            self._moved = 0
+        return moved
+
+    def _lane(self, path: Path) -> LaneTransfer:
+        lane = self._lanes.get(path)
+        if lane is not None and lane.inode != file.inode(path):
+            self._forget(path)
+            lane = None
+        if lane is None:
+            lane = self._lanes[path] = LaneTransfer(path)
+        return lane
+
+    def _forget(self, path: Path) -> None:
+        if (lane := self._lanes.pop(path, None)) is not None:
+            lane.close()
+
+    def _move(self, lane: LaneTransfer) -> int:
+        rows = lane.begin()
+        if not rows:
+            return 0
+        batch, ids = [row.hit for row in rows], [row.message for row in rows]
+        errors = self._on_link(self._shelf.put(self._link, batch, ids, PATIENCE_S), len(rows))
+        moved = [row for row, error in zip(rows, errors, strict=True) if not error]
+        if moved:  # if none was, it is not for the sake of one of them
+            lane.end(moved, [row for row, error in zip(rows, errors, strict=True) if error])
+        return len(moved)
+
+    def _move_counts(self, lane: LaneTransfer) -> int:
+        counts = lane.begin_counts()
+        if not counts:
+            return 0
+        messages = [
+            counting(self._names, count.site, BY_COLLECTOR * (count.name in DROPPED) + count.name, count.message, count.n)
+            for count in counts
+        ]
+        errors = self._on_link(self._publisher.publish(self._link, messages, PATIENCE_S), len(counts))
+        moved = [count for count, error in zip(counts, errors, strict=True) if not error]
+        lane.end_counts(moved)
+        return len(moved)
+
+    def _on_link(self, call: Coroutine[Any, Any, list[str]], size: int) -> list[str]:
+        """The errors that the call gives; in trouble the same for all."""
+        try:
+            errors = self._link.run(call, PATIENCE_S + 1.0)
+        except Exception as error:
+            errors = [str(error) or type(error).__name__] * size
+        self._note(next(filter(None, errors), ""))
+        return errors
+
+    def _room(self) -> bool:
+        """Whether the spool holds less than max_bytes; what was known last, if nobody says."""
+        if time.monotonic() - self._room_looked >= ROOM_S and (client := self._link.client()) is not None:
+            self._room_looked = time.monotonic()
+            with contextlib.suppress(Exception):  # streams that are not there have room
+                self._has_room = True
+                self._has_room = self._link.run(streams.used_bytes(client, self._names), PATIENCE_S) < self._max_bytes
+        return self._has_room
+
+    def _note(self, reason: str) -> None:
+        if reason:
+            if self._trouble.begins():
+                log.warning("the fallback cannot be emptied yet", reason=reason)
+        elif self._trouble.ends():
+            log.info("the fallback is being emptied")
+
+
+@contextlib.contextmanager
+def moving(config: SpoolConfig) -> Iterator[None]:
+    """A mover in a thread of this process meanwhile, if the spool has a fallback."""
+    if not config.fallback:
+        yield
+        return
+    mover = Mover(config)
+    thread = threading.Thread(target=mover.run, name="mover", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        mover.stop()
+        thread.join(PATIENCE_S + 2.0)

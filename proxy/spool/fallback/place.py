@@ -1,0 +1,67 @@
+"""A spool with a fallback, as a place: the servers', with this host's lanes added."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from proxy.spool.fallback.book import book_of
+from proxy.spool.fallback.intake import FallbackIntake
+from proxy.spool.jetstream.place import JetStreamPlace
+from proxy.spool.port import Intake, IntakeStats, Ledger, SpoolConfig, SpoolError
+from proxy.spool.sqlite import survey
+
+T = TypeVar("T")
+
+
+class FallbackPlace(JetStreamPlace):
+    """See Place. What other hosts' fallbacks hold is not seen from here: they move it as soon as the servers are back, and a
+    figure of theirs, a few seconds old, would count twice what has arrived meanwhile.
+    """
+
+    patience_s = 2.0
+
+    def __init__(self, config: SpoolConfig) -> None:
+        super().__init__(config)
+        self._directory = config.fallback.partition(":")[2]
+
+    def prepare(self) -> None:
+        survey.prepare_directory(self._directory, "fallback")
+        super().prepare()
+
+    def begun(self) -> bool:
+        return self._with_words(super().begun)
+
+    def look_at(self) -> None:
+        super().look_at()
+        survey.look_at_directory(self._directory, "fallback")
+
+    def intake(self) -> Intake:
+        return FallbackIntake(self._config)
+
+    def ledger(self) -> Ledger:
+        spool = super().ledger
+        return self._with_words(lambda: book_of(self._config.url, self._directory).read(spool, self._lanes))
+
+    def intake_stats(self) -> IntakeStats:
+        total = super().intake_stats()
+        total.add(survey.read_intake_stats(self._directory))
+        return total
+
+    def unready(self) -> str:
+        """Of the servers only where the lanes take nothing: that they are away is what the lanes are for."""
+        lanes = survey.why_unready(self._directory, self._config.max_bytes)
+        servers = super().unready() if lanes else ""
+        return f"{servers}; fallback: {lanes}" if servers else ""
+
+    def fallback_pending(self) -> int:
+        return self._lanes().pending
+
+    def _lanes(self) -> Ledger:
+        return survey.read_ledger(self._directory)
+
+    def _with_words(self, ask: Callable[[], T]) -> T:
+        try:
+            return ask()
+        except SpoolError as error:
+            raise SpoolError(
+                f"{error}. Beacons go to {self._config.fallback} meanwhile, where {self.fallback_pending():,} wait"
+            ) from None
