@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 from conftest import wait_for
+from msgspec.structs import replace
 
 from proxy.delivery import Final, Retry
 from proxy.hit import Hit
 from proxy.outcome import Ending, Outcome
+from proxy.spool.fallback.intake import FallbackIntake
 from proxy.spool.jetstream.intake import JetStreamIntake
 from proxy.spool.jetstream.outlet import JetStreamOutlet
 from proxy.spool.memory import MemorySpool
@@ -51,13 +53,14 @@ DELIVERED = Final(Outcome.DELIVERED, "200")
 Halves = tuple[Intake, Callable[[], Outlet]]
 
 
-@pytest.fixture(params=["memory", "sqlite-disk", "sqlite-os", "jetstream"])
+@pytest.fixture(params=["memory", "sqlite-disk", "sqlite-os", "jetstream", "fallback"])
 def spool(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Halves]:
     """An intake, and a way to open the outlet."""
-    if request.param == "jetstream":
+    if request.param in ("jetstream", "fallback"):
         monkeypatch.setattr("proxy.spool.jetstream.outlet.LOOK_S", 0.0)
         config = request.getfixturevalue("nats_server").spool(secrets.token_hex(4))
-        halves = JetStreamIntake(config), JetStreamOutlet(config)
+        wrapped = FallbackIntake(replace(config, fallback=f"sqlite:{tmp_path}")) if request.param == "fallback" else None
+        halves = wrapped or JetStreamIntake(config), JetStreamOutlet(config)
         yield halves[0], lambda: halves[1]
         for half in halves:
             half.close()

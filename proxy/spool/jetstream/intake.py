@@ -77,9 +77,10 @@ class JetStreamIntake:
         self._tap = Tap(self._names)
         self._under_way: set[asyncio.Task[None]] = set()
         self._link = Link(address, "beacon-proxy collector", self._subscribe)
-        if self._link.wait_open():
+        patience = (self._patience_s,) if rescue is not None else ()  # else there is nothing to begin with
+        if self._link.wait_open(*patience):
             try:
-                self._link.run(self._shelf.prepare(self._link), 4 * api.PATIENCE_S)
+                self._link.run(self._shelf.prepare(self._link), *patience or (4 * api.PATIENCE_S,))
             except SpoolError:
                 self._link.close()
                 raise

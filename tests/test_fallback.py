@@ -1,0 +1,409 @@
+"""While the spool's servers are away beacons wait on this host: real servers and processes, killed, hung and wiped."""
+
+import asyncio
+import contextlib
+import http.client
+import os
+import secrets
+import shutil
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import ProxyProcess, SandboxProcess, children, wait_for
+from msgspec.structs import replace
+from nats_server import NatsServer
+from test_jetstream import balanced
+from test_spool import DELIVERED, hit, names
+
+from proxy import spool
+from proxy.cli.check import describe
+from proxy.outcome import Outcome
+from proxy.settings import Settings
+from proxy.spool.fallback.intake import FallbackIntake
+from proxy.spool.fallback.mover import moving
+from proxy.spool.fallback.transfer import BATCH, LaneTransfer
+from proxy.spool.jetstream.link import Link
+from proxy.spool.jetstream.outlet import JetStreamOutlet
+from proxy.spool.port import RECEIVED, REFUSED, Settlement, SpoolConfig, SpoolError, SpoolRefused
+from proxy.spool.sqlite.survey import audit, read_ledger
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is looked at now and then is looked at at once."""
+    monkeypatch.setattr("proxy.spool.jetstream.outlet.LOOK_S", 0.0)
+    monkeypatch.setattr("proxy.spool.fallback.mover.LOOK_S", 0.02)
+    monkeypatch.setattr(Link.wait_open, "__defaults__", (0.3,))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[NatsServer]:
+    """A server to be killed."""
+    started = NatsServer(tmp_path / "nats")
+    yield started
+    with contextlib.suppress(OSError):
+        started.process.send_signal(signal.SIGCONT)
+    started.kill()
+
+
+@pytest.fixture
+def config(server: NatsServer, tmp_path: Path) -> SpoolConfig:
+    return replace(server.spool(secrets.token_hex(4)), fallback=f"sqlite:{tmp_path / 'fallback'}")
+
+
+@contextlib.contextmanager
+def opened(config: SpoolConfig) -> Iterator[FallbackIntake]:
+    intake = FallbackIntake(config)
+    try:
+        yield intake
+    finally:
+        intake.close()
+
+
+def lanes(config: SpoolConfig) -> Path:
+    return Path(config.fallback.removeprefix("sqlite:"))
+
+
+def delivered(outlet: JetStreamOutlet, n: int) -> list[str]:
+    """The names of so many hits at least, each delivered."""
+    found: list[str] = []
+
+    def all_there() -> bool:
+        claims = outlet.claim(1000, 0)
+        outlet.settle([Settlement(claim, DELIVERED) for claim in claims])
+        found.extend(names(claims))
+        return len(found) >= n
+
+    wait_for(all_there, f"{n} hits")
+    return found
+
+
+def emptied(config: SpoolConfig) -> bool:
+    return spool.fallback_pending(config) == 0
+
+
+def test_hits_go_to_the_lane_while_the_server_is_away_and_into_the_spool_afterwards(
+    server: NatsServer, config: SpoolConfig
+) -> None:
+    """Each is answered, none is lost, none is there twice; the ledger has each once."""
+    outlet = JetStreamOutlet(config)
+    with opened(config) as intake:
+        intake.append_blocking(hit("before"))
+        server.kill()
+        wait_for(lambda: intake._engine.away, "the loss to be seen")
+        began = time.monotonic()
+        for n in range(300):
+            intake.append_blocking(hit(str(n)))
+        intake.drop("default", Outcome.GPC)
+        assert time.monotonic() - began < 2.0
+        wait_for(lambda: read_ledger(lanes(config)).total(Outcome.GPC) == 1, "the drop to be counted on disk")
+        assert spool.fallback_pending(config) == 300
+        assert audit(lanes(config), 1000) == 0
+        assert spool.unready(config) == ""
+        with pytest.raises(SpoolError, match=r"meanwhile, where 300 wait"):
+            spool.ledger_of(config)
+        server.start()
+        with moving(config):
+            wait_for(lambda: emptied(config), "the lane to be emptied")
+            wait_for(lambda: spool.ledger_of(config).total(Outcome.GPC) == 1, "the drop")
+        wait_for(lambda: not intake._engine.away, "the collector to be connected")
+        intake.append_blocking(hit("after"))
+        ledger = spool.ledger_of(config)
+        assert balanced(ledger)
+        assert (ledger.total(RECEIVED), ledger.pending, ledger.fallback) == (303, 302, 0)
+        assert audit(lanes(config), 1000) == 0
+        assert sorted(delivered(outlet, 302)) == sorted(["before", "after", *map(str, range(300))])
+        assert read_ledger(lanes(config)).counts["default"] == {RECEIVED: 0, "moving": 0, "gpc": 0}
+    outlet.close()
+
+
+def test_a_hit_that_the_server_took_without_a_word_is_stored_once(server: NatsServer, config: SpoolConfig) -> None:
+    """It hangs with the publication in its socket: the hit goes to the lane, and is moved under the same id. The visitor waits
+    for a second, the next ones not at all; what may be at both places is not counted twice meanwhile."""
+    outlet = JetStreamOutlet(config)
+    with opened(config) as intake:
+        intake.append_blocking(hit("before"))
+        server.process.send_signal(signal.SIGSTOP)
+        waits = []
+        for n in range(20):
+            began = time.monotonic()
+            intake.append_blocking(hit(str(n)))
+            waits.append(time.monotonic() - began)
+        assert max(waits) < 1.5
+        assert sorted(waits)[15] < 0.3
+        assert audit(lanes(config), 1000) == 0
+        counts = read_ledger(lanes(config)).counts["default"]
+        assert counts["doubtful"] >= 1
+        assert counts["doubtful"] + counts[RECEIVED] == 20
+        server.process.send_signal(signal.SIGCONT)
+        wait_for(lambda: spool.ledger_of(config).total(RECEIVED) > 0, "the server to answer")
+        seen = [spool.ledger_of(config).total(RECEIVED)]
+        with moving(config):
+            while not emptied(config):
+                seen.append(spool.ledger_of(config).total(RECEIVED))
+        seen.append(spool.ledger_of(config).total(RECEIVED))
+        assert seen == sorted(seen)
+        assert seen[-1] == 21
+        assert sorted(delivered(outlet, 21)) == sorted(["before", *map(str, range(20))])
+        assert outlet.claim(10, 0) == []
+    outlet.close()
+
+
+def test_a_mover_that_died_in_the_middle_is_followed_by_one_that_moves_the_same(server: NatsServer, config: SpoolConfig) -> None:
+    """Published and not deleted, or not even published: the ids are the same, and so is the batch."""
+    server.kill()
+    with opened(config) as intake:
+        asyncio.run(_append_all(intake, [str(n) for n in range(BATCH + 50)]))
+        server.start()
+        [path] = lanes(config).glob("lane-*.db")
+        first = LaneTransfer(path)
+        begun = first.begin()
+        assert read_ledger(lanes(config)).counts["default"] == {RECEIVED: 50, "moving": BATCH}
+        first.close()
+        wait_for(lambda: not intake._engine.away, "the connection")
+        link = intake._engine._link
+        put = intake._engine._shelf.put(link, [row.hit for row in begun[:100]], [row.message for row in begun[:100]], 5.0)
+        assert link.run(put, 6.0) == [""] * 100
+        second = LaneTransfer(path)
+        assert second.begin() == begun
+        second.close()
+        assert spool.ledger_of(config).total(RECEIVED) == 150
+        with moving(config):
+            wait_for(lambda: emptied(config), "the lane to be emptied")
+        assert spool.ledger_of(config).total(RECEIVED) == BATCH + 50
+        outlet = JetStreamOutlet(config)
+        assert sorted(delivered(outlet, BATCH + 50), key=int) == [str(n) for n in range(BATCH + 50)]
+        outlet.close()
+
+
+async def _append_all(intake: FallbackIntake, wanted: list[str]) -> None:
+    await asyncio.gather(*(intake.append(hit(name)) for name in wanted))
+
+
+def test_counts_that_were_begun_to_be_moved_are_moved_once(server: NatsServer, config: SpoolConfig) -> None:
+    """Their increments bear ids as well."""
+    server.kill()
+    with opened(config) as intake:
+        intake.append_blocking(hit("a"))
+        for _ in range(3):
+            intake.drop("default", Outcome.GPC)
+        intake.refuse("default")
+        wait_for(lambda: read_ledger(lanes(config)).total(REFUSED) == 1, "the counts")
+        server.start()
+        [path] = lanes(config).glob("lane-*.db")
+        lane = LaneTransfer(path)
+        begun = lane.begin_counts()
+        assert {(count.name, count.n) for count in begun} == {("gpc", 3), (REFUSED, 1)}
+        assert lane.begin_counts() == begun
+        lane.close()
+        with moving(config):
+            wait_for(lambda: emptied(config), "the lane to be emptied")
+            wait_for(lambda: spool.ledger_of(config).total(REFUSED) == 1, "the counts")
+        ledger = spool.ledger_of(config)
+        assert (ledger.total(RECEIVED), ledger.total(Outcome.GPC), ledger.pending) == (4, 3, 1)
+
+
+def test_what_the_spool_refuses_for_its_own_sake_holds_up_nothing(tmp_path: Path) -> None:
+    """A hit that is larger than the servers take stays in the lane, behind all others."""
+    server = NatsServer(tmp_path / "nats", "max_payload: 4KB\n")
+    config = replace(server.spool("small"), fallback=f"sqlite:{tmp_path / 'fallback'}")
+    try:
+        with opened(config) as intake:
+            intake.append_blocking(hit("x" * 8000))
+            server.kill()
+            wait_for(lambda: intake._engine.away, "the loss to be seen")
+            for n in range(5):
+                intake.append_blocking(hit(str(n)))
+            server.start()
+            with moving(config):
+                wait_for(lambda: spool.fallback_pending(config) == 1, "the others to be moved")
+            ledger = spool.ledger_of(config)
+            assert (ledger.total(RECEIVED), ledger.fallback) == (5, 1)
+    finally:
+        server.kill()
+
+
+def test_only_when_both_refuse_a_beacon_is_refused(server: NatsServer, config: SpoolConfig) -> None:
+    """max_bytes counts for the lane as well."""
+    server.kill()
+    with opened(replace(config, max_bytes=100_000)) as intake:
+
+        def refused() -> str:
+            try:
+                intake.append_blocking(hit("x" * 1000))
+            except SpoolRefused as refused:
+                return str(refused)
+            return ""
+
+        assert "max_bytes" in wait_for(refused, "the lane to be full")
+        why = spool.unready(replace(config, max_bytes=100_000))
+        assert "127.0.0.1" in why
+        assert "full" in why
+        assert spool.unready(config) == ""
+
+
+def test_only_servers_have_a_fallback() -> None:
+    """With a local spool it would be a second one beside the first."""
+    key: dict[str, Any] = {"api_key": "k"}
+    with pytest.raises(ValueError, match=r"fallback: found sqlite:b beside a sqlite: spool"):
+        Settings(**key, spool="sqlite:a", fallback="sqlite:b")
+    with pytest.raises(ValueError, match="expected sqlite:DIR"):
+        Settings(**key, spool="nats://h", fallback="memory:")
+    assert Settings(**key, spool="sqlite:a", fallback="").spool_config().fallback == ""
+    assert Settings(**key, spool="nats://h", fallback="").spool_config().fallback == ""
+    assert Settings(**key, spool="nats://h").spool_config().fallback == "sqlite:fallback"
+    assert "waits on this host under fallback" in describe(Settings(**key, spool="nats://h"))
+    assert "no fallback: one that they do not take is answered 503" in describe(Settings(**key, spool="nats://h", fallback=""))
+
+
+class Visitors:
+    """Send beacons one after the other, each its own, and keep what they were answered and how long it took."""
+
+    def __init__(self, proxy: ProxyProcess, n: int = 4, rest_s: float = 0.02) -> None:
+        self.answers: dict[str, int] = {}
+        self.waits: list[float] = []
+        self._proxy, self._rest_s = proxy, rest_s
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._send, args=(n,)) for n in range(n)]
+        for thread in self._threads:
+            thread.start()
+
+    def _send(self, who: int) -> None:
+        turn = 0
+        connection = http.client.HTTPConnection("127.0.0.1", self._proxy.port, timeout=20)
+        while not self._stop.wait(self._rest_s):
+            name, began, turn = f"v{who}-{turn}", time.monotonic(), turn + 1
+            try:
+                connection.request("GET", f"/e?_n={name}&_p=me")
+                answer = connection.getresponse()
+                answer.read()
+            except (OSError, http.client.HTTPException):  # the collector was killed: nothing was promised
+                connection.close()
+                continue
+            self.answers[name] = answer.status
+            self.waits.append(time.monotonic() - began)
+        connection.close()
+
+    def more(self, n: int) -> None:
+        """Wait for so many more answers."""
+        goal = len(self.answers) + n
+        wait_for(lambda: len(self.answers) >= goal, f"{n} more answers")
+
+    def end(self) -> set[str]:
+        """The names of those that were answered 200."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        return {name for name, status in self.answers.items() if status == 200}
+
+
+def process(proxy: ProxyProcess, role: str) -> int:
+    """The child of that role, once it is there."""
+
+    def found() -> int:
+        for pid in children(proxy.process.pid):
+            with contextlib.suppress(OSError):
+                if role in Path(f"/proc/{pid}/cmdline").read_text().split("\0"):
+                    return pid
+        return 0
+
+    return int(wait_for(found, role))
+
+
+def settled(proxy: ProxyProcess, sandbox: SandboxProcess, sent: set[str]) -> tuple[dict[str, Any], int]:
+    """What `status` says once everything is delivered, and how many copies came to the vendor beside the first ones. Each beacon
+    that was answered 200 is there, all its copies identical."""
+
+    def done() -> dict[str, Any] | None:
+        with contextlib.suppress(SpoolError):
+            told = proxy.status()
+            return told if not told["pending"] and not told["fallback"] else None
+        return None
+
+    told: dict[str, Any] = wait_for(done, "everything to be delivered", 40)
+    copies: dict[str, list[tuple[str, str, str]]] = {}
+    for beacon in sandbox.beacons():
+        copies.setdefault(beacon["params"]["_n"], []).append((beacon["method"], beacon["query"], beacon["body"]))
+    assert sent - copies.keys() == set()
+    assert [name for name, found in copies.items() if len(set(found)) > 1] == []
+    assert told["received"] == told["delivered"]
+    return told, sum(map(len, copies.values())) - len(copies)
+
+
+def test_visitors_notice_nothing_of_a_server_that_starts_late_dies_and_hangs(
+    serve: Callable[..., ProxyProcess], sandbox: SandboxProcess, server: NatsServer, config: SpoolConfig
+) -> None:
+    """Only 200, none of them after a wait, nothing missing, every copy identical, and the ledger exact."""
+    server.kill()
+    proxy = serve(SPOOL=config.url)
+    here = replace(config, fallback=proxy.environment["BEACON_PROXY_FALLBACK"])
+    visitors = Visitors(proxy)
+    visitors.more(50)
+    server.start()
+    sandbox.wait(20)
+    visitors.more(50)
+    server.kill()
+    visitors.more(100)
+    server.start()
+    wait_for(
+        lambda: "beacons go to the spool again" in proxy.log.read_text() or proxy.log.read_text().count("connected again") > 1,
+        "it",
+    )
+    visitors.more(100)
+    server.process.send_signal(signal.SIGSTOP)
+    visitors.more(200)
+    server.process.send_signal(signal.SIGCONT)
+    visitors.more(100)
+    sent = visitors.end()
+    assert Counter(visitors.answers.values()) == {200: len(sent)}
+    assert max(visitors.waits) < 2.5
+    told, more = settled(proxy, sandbox, sent)
+    assert len(sent) <= told["received"] <= len(sent) + more
+    assert told["refused"] == 0
+    log = proxy.log.read_text()
+    assert "Traceback" not in log
+    assert "beacons go to the fallback" in log
+    assert "moved from the fallback into the spool" in log
+
+
+def test_collector_and_mover_may_be_killed_at_any_moment_and_the_server_may_come_back_empty(
+    serve: Callable[..., ProxyProcess], sandbox: SandboxProcess, server: NatsServer, config: SpoolConfig
+) -> None:
+    """What was answered 200 while it was away is on this host's disk, and gets to the vendor."""
+    proxy = serve(SPOOL=config.url)
+    server.kill()
+    visitors = Visitors(proxy, rest_s=0.005)
+    visitors.more(300)
+    os.kill(process(proxy, "collector"), signal.SIGKILL)
+    visitors.more(600)
+    shutil.rmtree(server.directory / "store")
+    sent = visitors.end()
+    here = replace(config, fallback=proxy.environment["BEACON_PROXY_FALLBACK"])
+    waits = spool.fallback_pending(here)
+    assert waits >= len(sent)
+    server.start()
+    for left in (waits - 1, waits - 300):
+        mover = process(proxy, "mover")
+        wait_for(lambda left=left: spool.fallback_pending(here) <= left, "the mover to be at work")
+        os.kill(mover, signal.SIGKILL)
+    told, more = settled(proxy, sandbox, sent)
+    assert waits <= told["received"] <= waits + more
+    assert set(visitors.answers.values()) == {200}
+    assert "Traceback" not in proxy.log.read_text()
+
+
+def test_without_a_fallback_beacons_are_refused(
+    serve: Callable[..., ProxyProcess], server: NatsServer, config: SpoolConfig
+) -> None:
+    """As it was: 503, after the wait for the servers."""
+    proxy = serve(SPOOL=config.url, FALLBACK="", COMMIT_TIMEOUT="0.5")
+    server.kill()
+    assert wait_for(lambda: httpx.get(f"{proxy.url}/e?_n=a&_p=me").status_code == 503, "a refusal")
+    assert not [pid for pid in children(proxy.process.pid) if "mover" in Path(f"/proc/{pid}/cmdline").read_text().split("\0")]
