@@ -1,11 +1,12 @@
 """A real nats-server on the loopback interface, for the tests of the spool over JetStream."""
 
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from conftest import free_port, listening
+from conftest import free_port, listening, wait_for
 
 from proxy.spool.port import SpoolConfig
 
@@ -38,6 +39,15 @@ class NatsServer:
         """SIGKILL."""
         self.process.kill()
         self.process.wait(10)
+
+    def hang(self) -> None:
+        """SIGSTOP, until `wake`: the kernel still takes what is sent to it."""
+        self.process.send_signal(signal.SIGSTOP)
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        wait_for(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "the server to hang")
+
+    def wake(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         """As an operator would."""

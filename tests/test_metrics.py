@@ -32,6 +32,7 @@ FAMILIES = {
     "ready": "gauge",
     "spool_readable": "gauge",
     "spool_max_bytes": "gauge",
+    "fallback_pending": "gauge",
     "build_info": "gauge",  # the text format knows no "info"
     "received": "counter",
     "refused": "counter",
