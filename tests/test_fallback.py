@@ -16,9 +16,10 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import ProxyProcess, SandboxProcess, children, wait_for
+from conftest import API_KEY, ProxyProcess, SandboxProcess, children, clean_environment, wait_for
 from msgspec.structs import replace
 from nats_server import NatsServer
+from test_embedding import UvicornProcess
 from test_jetstream import balanced
 from test_spool import DELIVERED, hit, names
 
@@ -105,7 +106,7 @@ def test_hits_go_to_the_lane_while_the_server_is_away_and_into_the_spool_afterwa
         assert spool.fallback_pending(config) == 300
         assert audit(lanes(config), 1000) == 0
         assert spool.unready(config) == ""
-        with pytest.raises(SpoolError, match=r"meanwhile, where 300 wait"):
+        with pytest.raises(SpoolError, match=r"127\.0\.0\.1.*; 300 beacons wait in sqlite:[^;]*$"):
             spool.ledger_of(config)
         server.start()
         with moving(config):
@@ -393,6 +394,34 @@ def test_collector_and_mover_may_be_killed_at_any_moment_and_the_server_may_come
     assert waits <= told["received"] <= waits + more
     assert set(visitors.answers.values()) == {200}
     assert "Traceback" not in proxy.log.read_text()
+
+
+@pytest.mark.parametrize("embedded", [True, False], ids=["embedded", "beside"])
+def test_without_serve_whoever_forwards_moves(
+    embedded: bool, sandbox: SandboxProcess, server: NatsServer, config: SpoolConfig, tmp_path: Path
+) -> None:
+    """There is no supervisor to start a mover: it is a thread of the application, or of `forward` beside it."""
+    settings = {"SPOOL": config.url, "FALLBACK": config.fallback, "UPSTREAM": sandbox.url, "API_KEY": API_KEY}
+    environment = {
+        f"BEACON_PROXY_{name}": value for name, value in {**settings, "EMBEDDED_FORWARDER": str(embedded).lower()}.items()
+    }
+    server.kill()
+    app = UvicornProcess("proxy.asgi:app", tmp_path, clean_environment(**environment)).wait()
+    beside = None
+    try:
+        for n in range(5):
+            assert httpx.get(f"{app.url}/e?_n={n}&_p=me").status_code == 200
+        assert spool.fallback_pending(config) == 5
+        server.start()
+        if not embedded:
+            beside = ProxyProcess(tmp_path / "spool", sandbox.url, "forward", SPOOL=config.url, FALLBACK=config.fallback)
+        sandbox.wait(5)
+        wait_for(lambda: emptied(config), "the fallback to be emptied")
+    finally:
+        app.stop()
+        if beside is not None:
+            beside.stop()
+    assert "Traceback" not in app.log.read_text()
 
 
 def test_without_a_fallback_beacons_are_refused(

@@ -1,6 +1,7 @@
 """The admin listener's application: `/healthz`, `/readyz`, `/metrics`, and the status at `/`. It holds no API key."""
 
 import asyncio
+import sqlite3
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -12,6 +13,7 @@ from proxy.admin.config import AdminConfig
 from proxy.admin.page.look import Look
 from proxy.admin.summary import read
 from proxy.spool import fallback_pending, unready
+from proxy.spool.port import SpoolError
 
 PATIENCE_S = 2.0
 """A disk that takes longer to answer is not ready."""
@@ -39,7 +41,11 @@ def make_app(config: AdminConfig, look: Look) -> Starlette:
         """A browser gets the page, a script the numbers."""
         if request.url.path == "/" and "text/html" in request.headers.get("accept", ""):
             return page.html()
-        return JSONResponse(await asyncio.to_thread(read, config.spool), headers={"cache-control": "no-store", "vary": "accept"})
+        headers = {"cache-control": "no-store", "vary": "accept"}
+        try:
+            return JSONResponse(await asyncio.to_thread(read, config.spool), headers=headers)
+        except (SpoolError, OSError, sqlite3.Error) as error:
+            return JSONResponse({"error": f"the spool cannot be read: {error}"}, 503, headers)
 
     async def metrics(request: Request) -> Response:
         from prometheus_client import CONTENT_TYPE_LATEST

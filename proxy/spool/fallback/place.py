@@ -1,13 +1,16 @@
 """A spool with a fallback, as a place: the servers', with this host's lanes added."""
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from proxy.spool.fallback.book import book_of
 from proxy.spool.fallback.intake import FallbackIntake
 from proxy.spool.jetstream.place import JetStreamPlace
 from proxy.spool.port import Intake, IntakeStats, Ledger, SpoolConfig, SpoolError
 from proxy.spool.sqlite import survey
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
 
 T = TypeVar("T")
 
@@ -27,9 +30,6 @@ class FallbackPlace(JetStreamPlace):
         survey.prepare_directory(self._directory, "fallback")
         super().prepare()
 
-    def begun(self) -> bool:
-        return self._with_words(super().begun)
-
     def look_at(self) -> None:
         super().look_at()
         survey.look_at_directory(self._directory, "fallback")
@@ -38,8 +38,7 @@ class FallbackPlace(JetStreamPlace):
         return FallbackIntake(self._config)
 
     def ledger(self) -> Ledger:
-        spool = super().ledger
-        return self._with_words(lambda: book_of(self._config.url, self._directory).read(spool, self._lanes))
+        return book_of(self._config.url, self._directory).read(super().ledger, self._lanes)
 
     def intake_stats(self) -> IntakeStats:
         total = super().intake_stats()
@@ -58,10 +57,8 @@ class FallbackPlace(JetStreamPlace):
     def _lanes(self) -> Ledger:
         return survey.read_ledger(self._directory)
 
-    def _with_words(self, ask: Callable[[], T]) -> T:
+    def _ask(self, call: Callable[["Client"], Coroutine[Any, Any, T]]) -> T:
         try:
-            return ask()
+            return super()._ask(call)
         except SpoolError as error:
-            raise SpoolError(
-                f"{error}. Beacons go to {self._config.fallback} meanwhile, where {self.fallback_pending():,} wait"
-            ) from None
+            raise SpoolError(f"{error}; {self.fallback_pending():,} beacons wait in {self._config.fallback} meanwhile") from None
