@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import http.client
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -24,6 +25,7 @@ from test_jetstream import balanced
 from test_spool import DELIVERED, hit, names
 
 from proxy import spool
+from proxy.admin.summary import render, summary
 from proxy.cli.check import describe
 from proxy.outcome import Outcome
 from proxy.settings import Settings
@@ -32,7 +34,7 @@ from proxy.spool.fallback.mover import moving
 from proxy.spool.fallback.transfer import BATCH, LaneTransfer
 from proxy.spool.jetstream.link import Link
 from proxy.spool.jetstream.outlet import JetStreamOutlet
-from proxy.spool.port import RECEIVED, REFUSED, Settlement, SpoolConfig, SpoolError, SpoolRefused
+from proxy.spool.port import RECEIVED, REFUSED, Ledger, Settlement, SpoolConfig, SpoolError, SpoolRefused
 from proxy.spool.sqlite.survey import audit, read_ledger
 
 
@@ -246,6 +248,14 @@ def test_only_when_both_refuse_a_beacon_is_refused(server: NatsServer, config: S
         assert "127.0.0.1" in why
         assert "full" in why
         assert spool.unready(config) == ""
+
+
+def test_status_tells_what_waits_on_this_host() -> None:
+    """Where it is still on its way."""
+    assert "on this host" not in render(summary(Ledger({}, 0, None)))
+    told = summary(Ledger({"default": {RECEIVED: 7}}, 7, None, fallback=5))
+    assert told["fallback"] == 5
+    assert re.search(r"fallback +5 +on this host, to be moved", render(told))
 
 
 def test_only_servers_have_a_fallback() -> None:
