@@ -90,7 +90,7 @@ def test_old_and_new_paths_are_live_together(serve: Serve, sandbox: SandboxProce
     with httpx.Client(base_url=proxy.url) as client:
         for n, path in enumerate(["/new/path/lark", "/new/path/e", "/old/wren", "/old/e"]):
             assert client.get(f"{path}?v=Seen&u=me&n={n}").status_code == 200
-        assert client.post("/old/fern", content="e?v=Seen&u=me&n=4").status_code == 200
+        assert client.post("/old/fern", content="e?_n=Seen&_p=me&n=4&v=0").status_code == 200
         assert {client.get(path).status_code for path in ("/lark", "/new/lark", "/new/path/moss", "/willow.js")} == {404}
         script = client.get("/old/willow.js")
         assert script.content == client.get("/new/path/old.js").content

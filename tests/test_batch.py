@@ -60,6 +60,12 @@ def test_a_page_in_a_line_opens_no_list_of_origins() -> None:
     assert [one.found for one in found.beacons] == [Outcome.ORIGIN_DENIED]
 
 
+def test_in_a_line_parameters_have_their_own_names() -> None:
+    """Nobody reads a body by a list, and a page may have a property that is called like an alias."""
+    (hit,) = hits(batch(b"e?u=blue&_n=a&_p=me", parameters={"_p": ("u",)}))
+    assert hit.query == b"u=blue&_n=a&_p=me"
+
+
 def test_a_new_visitors_beacons_are_all_the_same_new_persons() -> None:
     """One request, one cookie, one person."""
     found = batch(b"e?_n=a\ns?Plan=Pro\ne?_n=b&_p=me")

@@ -723,7 +723,7 @@ def test_what_is_taken_for_a_search_engine_here_is_one_for_the_server() -> None:
         if not lines:
             missed.add(host)
     assert {host.removeprefix("www.").split(".")[0] for host in missed} == {
-        *("aol", "ask", "mojeek", "swisscows", "kagi", "petalsearch", "perplexity", "so")
+        *("aol", "ask", "daum", "mojeek", "swisscows", "kagi", "petalsearch", "perplexity", "so")
     }
     for host in ("example.com", "about.google", "notgoogle.com", "brave.com", "so.example.com", "yahoo.com", "ya.example"):
         assert browser.open(referrer=f"https://{host}/?q=a").lines == [], host

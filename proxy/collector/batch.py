@@ -1,7 +1,8 @@
 """Several beacons in one request, as the browser script sends what comes together: a line each, and each with its own outcome.
 
 A line is `e?QUERY` (or `s?`, `a?`), and after a space, where it is not the request's Referer, the address of the page it is of: a
-beacon sent again from another page must be the same to the byte.
+beacon sent again from another page must be the same to the byte. Its parameters bear the API's own names: no filter list sees
+a body, and a property of the page's own may be called like an alias.
 """
 
 from typing import NamedTuple
@@ -41,7 +42,7 @@ def collect_batch(collector: Collector, body: bytes, headers: Headers, peer: str
         if not mark or (known := kind.decode("latin-1")) not in KINDS:
             beacons.append(Collected(site, Outcome.NO_BEACON))
             continue
-        one = collector.collect(known, query, b"", headers, peer, now_ms, https, page=page, identity=identity)
+        one = collector.collect(known, query, b"", headers, peer, now_ms, https, aliased=False, page=page, identity=identity)
         beacons.append(one)
         if one.cookie and isinstance(one.found, Hit):
             cookie, identity = one.cookie, one.found.identity

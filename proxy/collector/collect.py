@@ -85,11 +85,13 @@ class Collector:
         now_ms: int,
         https: bool = False,
         *,
+        aliased: bool = True,
         page: bytes = b"",
         identity: str = "",
     ) -> Collected:
-        """`peer` is the socket's address, "" for a Unix socket; `https`: the connection itself is. `page`: the page that the
-        beacon comes from, where it is not the Referer; `identity`: the one that this request was just given."""
+        """`peer` is the socket's address, "" for a Unix socket; `https`: the connection itself is. `aliased`: whether
+        parameters may bear other names; `page`: the page that the beacon comes from, where it is not the Referer; `identity`:
+        the one that this request was just given."""
         get = headers.get
         host = get(b"host", b"").decode("latin-1")
         site = self._site(host)
@@ -98,7 +100,7 @@ class Collector:
         refusal = self._refusal(query, body, headers, site)
         if refusal is not None:
             return Collected(site.name, refusal)
-        if self._aliases.active:
+        if aliased and self._aliases.active:
             query, body = self._aliases.query(query), self._aliases.query(body)
         address = self._client(headers, peer)
         if self._limit is not None and self._limit.exceeded(address, now_ms):

@@ -268,8 +268,9 @@
   const acted = ({ type, target }) => {
     Object.values(tracked).forEach(
       safe((one) => {
-        /* A click on a label is followed by one on its field, in the same task. */
-        if (one.t != type || one.x || !target.closest(/[^\w-]/.test(one.e) ? one.e : '[id="' + one.e + '"]')) return;
+        /* A click on a label is followed by one on its field, in the same task. And a form may have a field called "closest". */
+        const selector = /[^\w-]/.test(one.e) ? one.e : '[id="' + one.e + '"]';
+        if (one.t != type || one.x || !Element.prototype.closest.call(target, selector)) return;
         one.x = setTimeout(() => (one.x = 0));
         KM.record(one.n, one.p);
       })
@@ -354,7 +355,7 @@
 
   /* What came from where is for the server to say (enrichers campaign and search); here it is only seen that something did. */
   const ENGINE =
-    /(^|\.)((google|bing|duckduckgo|ecosia|qwant|startpage|naver|daum|seznam|sogou|baidu|yandex|search\.(brave|yahoo))\.|ya\.ru$)/;
+    /(^|\.)((google|bing|duckduckgo|ecosia|qwant|startpage|naver|seznam|sogou|baidu|yandex|search\.(brave|yahoo))\.|ya\.ru$)/;
 
   const unasked = (name, props) => EVENTS.includes(name) && KM.record(name, props);
 
@@ -373,7 +374,7 @@
     takeOver();
     on(d, "click", acted);
     on(d, "submit", acted);
-    on(d, "visibilitychange", () => d.hidden && leave());
+    on(d, "visibilitychange", leave); // to visible, too: there is nothing to lose by it
     on(w, "pagehide", () => {
       leaving = true;
       leave();
