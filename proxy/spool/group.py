@@ -73,14 +73,22 @@ class GroupCommit:
         self._enter(hit, caller)
 
     def append_blocking(self, *hits: Hit) -> None:
-        waiters = [_Waiter() for _ in hits]
-        for hit, waiter in zip(hits, waiters, strict=True):
-            self._enter(hit, waiter)
-        for waiter in waiters:
+        waiters = [(hit, _Waiter()) for hit in hits]
+        for hit, waiter in waiters:
+            try:
+                self._enter(hit, waiter)
+            except SpoolRefused as refused:
+                waiter.error = refused
+                waiter.set()
+        refused_hits = []
+        for hit, waiter in waiters:
             waiter.wait()
-        for waiter in waiters:
             if waiter.error is not None:
-                raise waiter.error
+                refused_hits.append((hit, waiter.error))
+        if refused_hits:
+            error = SpoolRefused(*refused_hits[0][1].args)
+            error.hits = tuple(hit for hit, _ in refused_hits)
+            raise error
 
     def count(self, site: str, *names: str) -> None:
         with self._bell:
