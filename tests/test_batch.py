@@ -1,6 +1,7 @@
 """Several beacons in one request: each with its own outcome, and all of them, or none, answered for."""
 
 import asyncio
+import base64
 from collections.abc import Callable
 from urllib.parse import quote
 
@@ -17,6 +18,7 @@ from proxy.collector.asgi import CollectorApp
 from proxy.collector.batch import MAX_BEACONS, Batch, collect_batch
 from proxy.collector.collect import Collector
 from proxy.collector.config import CollectorConfig, ConsentRules
+from proxy.collector.wsgi import CollectorWsgi
 from proxy.hit import Hit
 from proxy.outcome import Outcome
 from proxy.settings import load
@@ -29,8 +31,9 @@ SPOOL = SpoolConfig("memory:")
 
 def batch(body: bytes, headers: dict[bytes, bytes] | None = None, **config: object) -> Batch:
     asked = {b"host": b"shop.example", b"referer": b"https://shop.example/here", **(headers or {})}
+    query = bytes(config.pop("query", b""))  # type: ignore[call-overload]
     rule = Collector(CollectorConfig(SPOOL, trusted_proxies=("127.0.0.0/8",), **config))  # type: ignore[arg-type]
-    return collect_batch(rule, body, asked, "127.0.0.1", 1_700_000_000_000)
+    return collect_batch(rule, query, body, asked, "127.0.0.1", 1_700_000_000_000)
 
 
 def hits(found: Batch) -> list[Hit]:
@@ -49,6 +52,22 @@ def test_a_lines_own_page_stands_for_the_referer() -> None:
     """A beacon that is sent again from the next page must be the same to the byte, enrichment included."""
     first, second = hits(batch(b"e?_n=a&_p=b https://shop.example/there?x=1\ne?_n=a&_p=b"))
     assert (first.referer, second.referer) == ("https://shop.example/there?x=1", "https://shop.example/here")
+
+
+@pytest.mark.parametrize("page", [b"javascript:1", b"\x1b]0;x\x07", b"https://shop.example/\xc3\xa9", b"x", b"https://a b"])
+def test_a_page_that_is_no_address_is_not_taken(page: bytes) -> None:
+    """It is shown to people, and what a Referer cannot hold it must not hold."""
+    (hit,) = hits(batch(b"e?_n=a&_p=b " + page))
+    assert hit.referer == "https://shop.example/here"
+
+
+def test_where_only_images_can_be_asked_for_the_lines_are_the_query() -> None:
+    """In base64url, so that there is nothing in the address for a list to match."""
+    line = "e?_n=Größe&_p=b https://shop.example/there"
+    coded = base64.urlsafe_b64encode(line.encode()).rstrip(b"=")
+    assert batch(b"", query=coded) == batch(line.encode())
+    assert [one.found for one in batch(b"", query=coded + b"=").beacons] == [Outcome.NO_BEACON]
+    assert [one.found for one in batch(b"", query=b"_n=a&_p=b").beacons] == [Outcome.NO_BEACON]
 
 
 def test_a_page_in_a_line_opens_no_list_of_origins() -> None:
@@ -72,7 +91,7 @@ def test_a_new_visitors_beacons_are_all_the_same_new_persons() -> None:
     one, two, named = (hit.identity for hit in hits(found))
     assert one == two
     assert (len(one), named) == (24, "")
-    assert found.cookie.startswith(b"km_ai=%s;" % one.encode())
+    assert [cookie.partition(b";")[0] for cookie in found.cookies] == [b"km_ai=" + one.encode()]
 
 
 def test_copies_of_one_request_are_identical() -> None:
@@ -85,18 +104,21 @@ def test_copies_of_one_request_are_identical() -> None:
 
 def test_a_known_visitors_cookie_is_set_again_so_that_it_lasts() -> None:
     """Some browsers forget in a week what a script has set, and keep what a server sets."""
+    tail = b"; Max-Age=34560000; Path=/; SameSite=Lax"
     cookies = {b"cookie": b"km_ai=aGVsbG8%3D; km_ni=ada"}
-    assert batch(b"e?_n=a&_p=ada", cookies).cookie == b"km_ai=aGVsbG8%3D; Max-Age=34560000; Path=/; SameSite=Lax"
-    assert batch(b"e?_n=a&_p=ada", {b"cookie": b'km_ai="x;y'}).cookie == b""
-    assert batch(b"e?_n=a&_p=ada", {b"cookie": b"km_ni=ada"}).cookie == b""
-    assert batch(b"e?_n=a&_p=ada", cookies, identity=False).cookie == b""
-    assert batch(b"nonsense", cookies).cookie == b"", "nothing of this visitor's was stored"
+    assert batch(b"e?_n=a&_p=ada", cookies).cookies == [b"km_ai=aGVsbG8%3D" + tail]
+    both = {b"cookie": b"km_aa=x; km_ai=y"}
+    assert batch(b"e?_n=a&_p=ada", both).cookies == [b"km_ai=y" + tail, b"km_aa=x" + tail], "or it would be aliased again"
+    for odd in (b'km_ai="x', b"km_ai=x y", b'km_ai=x"', b"km_ai=x,y", b"km_ai=" + b"x" * 1025, b"km_ni=ada"):
+        assert list(batch(b"e?_n=a&_p=ada", {b"cookie": odd}).cookies) == []
+    assert list(batch(b"e?_n=a&_p=ada", cookies, identity=False).cookies) == []
+    assert list(batch(b"nonsense", cookies).cookies) == [], "nothing of this visitor's was stored"
 
 
 def test_who_objects_gets_no_cookie_and_leaves_nothing() -> None:
     """Every line is counted by the reason."""
     found = batch(b"e?_n=a\ne?_n=b", {b"sec-gpc": b"1", b"cookie": b"km_ai=x"}, consent=ConsentRules())
-    assert ([one.found for one in found.beacons], found.cookie) == ([Outcome.GPC] * 2, b"")
+    assert ([one.found for one in found.beacons], list(found.cookies)) == ([Outcome.GPC] * 2, [])
 
 
 def test_what_is_too_much_is_dropped_whole_and_counted_once() -> None:
@@ -108,10 +130,10 @@ def test_what_is_too_much_is_dropped_whole_and_counted_once() -> None:
     assert batch(b"\n \n").beacons == []
 
 
-@given(st.binary(max_size=400))
-def test_no_body_can_break_it(body: bytes) -> None:
+@given(st.binary(max_size=400), st.booleans())
+def test_no_body_can_break_it(body: bytes, as_query: bool) -> None:
     """Anyone can send anything."""
-    found = batch(body)
+    found = batch(b"", query=body) if as_query else batch(body)
     assert len(found.beacons) <= MAX_BEACONS
     for hit in hits(found):
         parse(hit)
@@ -142,12 +164,16 @@ def test_a_batch_arrives_at_the_vendor_beacon_by_beacon(serve: Serve, sandbox: S
         told = [one.partition(";")[0] for one in answer.headers["x-beacon-outcome"].split(", ")]
         assert told == ["stored", "stored", "stored", "no_name", "no_beacon"]
         assert client.get("/b").status_code == 200
+        coded = base64.urlsafe_b64encode(b"e?_n=Image&_p=me").decode().rstrip("=")
+        assert client.get(f"/b?{coded}").status_code == 200
         assert client.options("/b").status_code == 204
         assert client.put("/b", content=b"e?_n=x&_p=y").status_code == 405
-    beacons = sandbox.wait(3)
-    assert sorted((b["kind"], b["params"]["_p"], b["params"]["_k"]) for b in beacons) == [(kind, "me", API_KEY) for kind in "aes"]
-    status = wait_for(lambda: (found := proxy.status())["pending"] == 0 and found["received"] == 5 and found, "the ledger")
-    assert (status["delivered"], status["dropped"]) == (3, {"no_name": 1, "no_beacon": 1})
+    beacons = sandbox.wait(4)
+    assert sorted((b["kind"], b["params"]["_p"], b["params"]["_k"]) for b in beacons) == [
+        (kind, "me", API_KEY) for kind in "aees"
+    ]
+    status = wait_for(lambda: (found := proxy.status())["pending"] == 0 and found["received"] == 6 and found, "the ledger")
+    assert (status["delivered"], status["dropped"]) == (4, {"no_name": 1, "no_beacon": 1})
 
 
 def test_a_batch_under_wsgi(gunicorn: Gunicorn, forward: ProxyProcess, sandbox: SandboxProcess) -> None:  # noqa: F811
@@ -167,36 +193,57 @@ class Refusing(MemorySpool):
     """A spool that takes one beacon and no more."""
 
     async def append(self, hit: Hit) -> None:
-        if self.ledger().total("received"):
-            raise SpoolRefused("full")
-        await super().append(hit)
+        self.append_blocking(hit)
+
+    def append_blocking(self, *hits: Hit) -> None:
+        room = 0 if self.ledger().total("received") else 1
+        super().append_blocking(*hits[:room])
+        if hits[room:]:
+            refused = SpoolRefused("full")
+            refused.hits = hits[room:]
+            raise refused
 
 
-@pytest.mark.parametrize(("lines", "status"), [(1, 200), (2, 503)])
-def test_a_batch_of_which_one_beacon_is_not_stored_is_answered_503(lines: int, status: int) -> None:
-    """A 200 is a promise for all of them. The sender sends all again, and those that were stored are duplicates upstream."""
+@pytest.mark.parametrize("edge", ["asgi", "wsgi"])
+@pytest.mark.parametrize(("lines", "status"), [(1, 200), (3, 503)])
+def test_a_batch_of_which_one_beacon_is_not_stored_is_answered_503(edge: str, lines: int, status: int) -> None:
+    """A 200 is a promise for all of them. The sender sends all again, and those that were stored are duplicates upstream. Until
+    then the visitor is nobody: no cookie."""
     spool = Refusing()
-    transport = httpx.ASGITransport(CollectorApp(CollectorConfig(SPOOL), spool))
+    config = CollectorConfig(SPOOL)
+    asked = {"content": "e?_n=a\n" * lines, "headers": {"origin": "https://shop.example"}}
 
     async def send() -> httpx.Response:
+        transport = httpx.ASGITransport(CollectorApp(config, spool))
         async with httpx.AsyncClient(transport=transport, base_url="http://shop.example") as client:
-            return await client.post("/b", content="e?_n=a&_p=b\n" * lines)
+            return await client.post("/b", **asked)
 
-    answer = asyncio.run(send())
-    assert (answer.status_code, len(answer.content)) == (status, 43)
+    if edge == "asgi":
+        answer = asyncio.run(send())
+    else:
+        transport = httpx.WSGITransport(CollectorWsgi(config, lambda: spool))
+        with httpx.Client(transport=transport, base_url="http://shop.example") as client:
+            answer = client.post("/b", **asked)
+    assert (answer.status_code, len(answer.content), "set-cookie" in answer.headers) == (status, 43, status == 200)
+    assert answer.headers["access-control-allow-origin"] == "*"
     assert (spool.ledger().total("received"), spool.ledger().total("refused")) == (1, lines - 1)
 
 
-def test_a_batch_from_nginx_log_is_taken_in_line_by_line() -> None:
-    """The fallback log holds the body; what comes of it must be what the collector would have made."""
-    from test_ingest import logged
+def test_a_batch_from_nginx_log_is_what_a_collector_would_have_stored() -> None:
+    """The first collector may have stored it, too, before its answer got lost: the copies must be identical."""
+    from test_ingest import THEN_MS, logged
 
-    body = "e?_n=One\ne?_n=Two&_p=me"
+    body = "e?_n=One https://shop.example/there\ne?_n=Two&_p=me\nnonsense"
     spool = MemorySpool()
     ingestion = Ingestion(load(environ={"BEACON_PROXY_SPOOL": "memory:"}), spool)
     assert ingestion.line(Place("log", 1), logged(method="POST", uri="/b", body=body, length=str(len(body))))
     assert ingestion.flush()
     ingestion.close()
-    assert (ingestion.report.lines, ingestion.report.taken) == (1, 2)
-    one, two = (claim.hit for claim in spool.claim(10, 2_000_000_000_000))
-    assert (one.query, len(one.identity), two.identity) == (b"_n=One", 24, "")
+    assert (ingestion.report.lines, ingestion.report.taken, ingestion.report.dropped) == (1, 2, {"no_beacon": 1})
+    stamp = f"{THEN_MS // 1000}.{THEN_MS % 1000:03d} {1:032x}"
+    said = {"host": "shop.example", "user-agent": "Test/1.0", "referer": "https://shop.example/page", "x-beacon-stamp": stamp}
+    asked = {name.encode(): value.encode() for name, value in {**said, "x-forwarded-for": "192.0.2.7"}.items()}
+    rule = Collector(load(environ={"BEACON_PROXY_SPOOL": "memory:"}).collector())
+    there = collect_batch(rule, b"", body.encode(), asked, "127.0.0.1", THEN_MS + 50, True)
+    assert [claim.hit for claim in spool.claim(10, 2_000_000_000_000)] == hits(there)
+    assert len(hits(there)) == 2

@@ -18,13 +18,14 @@ import httpx
 import pytest
 from conftest import API_KEY, ProxyProcess, SandboxProcess, clean_environment, free_port, listening, need, wait_for
 
-from proxy.cli.doctor import Check, clock, disk, forwarded, hosts, within
+from proxy.cli.doctor import Check, clock, disk, forwarded, hosts, script, within
 from proxy.cli.doctor import run as doctor
 from proxy.cli.doctor import spool as spool_check
 from proxy.cli.doctor.cookies import attributes
 from proxy.cli.doctor.exposure import is_ours
 from proxy.cli.doctor.finding import Finding, Result, ok
-from proxy.cli.doctor.installation import Installation
+from proxy.cli.doctor.installation import Asked, Installation
+from proxy.script import Script
 from proxy.settings import Settings, SettingsError
 
 Serve = Callable[..., ProxyProcess]
@@ -106,7 +107,14 @@ class Site:
 
 def settings_of_a_site(**over: Any) -> dict[str, Any]:
     """Only nginx itself is trusted: else doctor's own address would be."""
-    return {"prefix": "/x7", "admin_port": str(free_port()), "debug_token": TOKEN, "trusted_proxies": "127.0.0.1/32", **over}
+    return {
+        "prefix": "/x7",
+        "script": "willow",
+        "admin_port": str(free_port()),
+        "debug_token": TOKEN,
+        "trusted_proxies": "127.0.0.1/32",
+        **over,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +187,8 @@ def test_a_good_installation_is_found_good_and_nothing_reaches_the_vendor(site: 
     assert report.wrong() == set(), report.run.stdout
     assert report.status == 0
     good = {one.check for one in report.findings if one.result is Result.OK}
-    assert good >= {"settings", "spool", "disk", "upstream", "admin", "public address", "admin exposed", "cookies", "ledger"}
+    assert good >= {"settings", "spool", "disk", "upstream", "admin", "admin exposed", "cookies", "ledger"}
+    assert good >= {"public address", "script"}
     [address] = report.of("client address")
     assert (address.result, "127.9.9.9" in address.found) == (Result.OK, True)
     assert [one.result for one in report.of("canary")] == [Result.SKIPPED]
@@ -526,6 +535,24 @@ def test_what_browsers_make_of_the_cookie() -> None:
     assert len(list(attributes(good, "www.myshop.example", True))) == 1
     assert len(list(attributes("km_ai=x", "www.shop.example", True))) == 2
     assert len(list(attributes("km_ai=x", "www.shop.example", False))) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "etag", "result"),
+    [
+        (200, "text/javascript; charset=utf-8", 'W/"abc"', Result.OK),
+        (200, "application/javascript", '"abc"', Result.OK),
+        (200, "text/javascript", 'W/"old"', Result.WRONG),
+        (200, "text/javascript", "", Result.WRONG),
+        (200, "text/html", 'W/"abc"', Result.WRONG),
+        (404, "text/plain", "", Result.WRONG),
+    ],
+)
+def test_pages_must_get_the_script_that_the_settings_make(status: int, kind: str, etag: str, result: Result) -> None:
+    """An old one has the names and the consent rules of yesterday."""
+    asked = Asked(status, httpx.Headers({"content-type": kind, "etag": etag}), b"", None, None, "")
+    found = script.judge("https://shop.example/x7/willow.js", asked, Script(b"", b"", b'W/"abc"', ""))
+    assert (found.result, bool(found.mend)) == (result, result is Result.WRONG)
 
 
 def test_only_an_answer_like_ours_counts_as_exposed() -> None:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -299,3 +300,19 @@ def test_a_traceback_in_the_log_shows_no_values() -> None:
     for text in (plain, on_terminal):
         assert "RuntimeError" in text
         assert "KEY-in-a-variable" not in text
+
+
+@pytest.mark.parametrize("name", ["URL", "Viewed%20URL", "Referrer"])
+def test_an_address_in_a_value_is_redacted_like_the_pages_own(name: str) -> None:
+    """The script sends the page's address as a property; what the Referer must not hold it must not hold either."""
+    address = quote("https://shop.example/p?email=ann%40x.org&a=1#b", safe="")
+    kept = Redaction(("email",), False).query(f"_n=Viewed&{name}={address}&x=1".encode())
+    assert kept == f"_n=Viewed&{name}=https://shop.example/p?a%3D1%23b&x=1".encode()
+    untouched = f"{name}={quote('https://shop.example/größe?a=1', safe='')}".encode()
+    assert Redaction(("email",), False).query(untouched) == untouched
+
+
+@given(st.text(max_size=60), st.sampled_from(["http://a?", "https%3A%2F%2Fb%3F", "HTTPS://x/"]), st.integers(0, 400))
+def test_addresses_within_addresses_end_somewhere(tail: str, head: str, depth: int) -> None:
+    """Anyone can nest them."""
+    Redaction(("email",), True).query(("u=" + f"{head}u=" * depth + tail).encode())

@@ -189,7 +189,7 @@ class Ingestion:
         # As nginx would have brought it, over a Unix socket: that is a peer whose forwarding headers are believed.
         kind, query, body, headers, at_ms = request
         if kind == BATCH:
-            beacons = collect_batch(self._collector, body, headers, "", at_ms).beacons
+            beacons = collect_batch(self._collector, query, body, headers, "", at_ms).beacons
         else:
             beacons = [self._collector.collect(kind, query, body, headers, "", at_ms)]
         self._waiting += [(place, one) for one in beacons]

@@ -4,11 +4,11 @@ the spool holds the API's own names, whatever a page was written with.
 Any property may be called by a mark and its name in base64url (RFC 4648, section 5, without padding), where a mark is set.
 """
 
-import base64
-import binascii
 from collections.abc import Mapping
 from functools import lru_cache
 from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+from proxy.collector.base64url import decoded
 
 ANY = "*"
 """Stands for every name, in the setting."""
@@ -44,14 +44,14 @@ class Aliases:
         if name in self._names:
             return self._names[name]
         for mark in self._marks:
-            if name.startswith(mark) and (decoded := _decoded(name[len(mark) :])):
-                return quote_from_bytes(decoded, safe="").encode("ascii")
+            if name.startswith(mark) and (plain := decoded(name[len(mark) :])) and _is_text(plain):
+                return quote_from_bytes(plain, safe="").encode("ascii")
         return raw
 
 
-def _decoded(coded: bytes) -> bytes:
-    """base64url without padding; b"" for what is none."""
+def _is_text(raw: bytes) -> bool:
     try:
-        return base64.b64decode(coded + b"=" * (-len(coded) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        return b""
+        raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

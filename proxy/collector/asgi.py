@@ -96,16 +96,16 @@ class CollectorApp:
         client = scope.get("client")
         peer, now_ms, https = client[0] if client else _no_address(scope), time.time_ns() // 1_000_000, scope["scheme"] == "https"
         if kind == BATCH:
-            beacons, cookie = collect_batch(self.collector, body, headers, peer, now_ms, https)
+            beacons, cookies = collect_batch(self.collector, scope["query_string"], body, headers, peer, now_ms, https)
         else:
             one = self.collector.collect(kind, scope["query_string"], body, headers, peer, now_ms, https)
-            beacons, cookie = [one], one.cookie
+            beacons, cookies = [one], [one.cookie] if one.cookie else []
         intake = self._intake() if callable(self._intake) else self._intake
         stored = await self._store(beacons[0], intake) if len(beacons) == 1 else await self._store_all(beacons, intake)
         if not stored:
             start = NOT_STORED
-        if cookie or b"origin" in headers or self._debugs(headers):
-            start = self.with_extras(start, headers, [one.found for one in beacons], cookie)
+        if cookies or b"origin" in headers or self._debugs(headers):
+            start = self.with_extras(start, headers, [one.found for one in beacons], cookies)
         await send(start)
         await send(PIXEL)
 
@@ -142,11 +142,13 @@ class CollectorApp:
         token = headers.get(DEBUG_HEADER)
         return token is not None and self._debug_token != b"" and hmac.compare_digest(token, self._debug_token)
 
-    def with_extras(self, start: Message, headers: Mapping[bytes, bytes], found: list[Hit | Outcome], cookie: bytes) -> Message:
-        """The answer with a cookie, what a script of an allowed origin needs to read it, and the outcome for who may know."""
+    def with_extras(
+        self, start: Message, headers: Mapping[bytes, bytes], found: Sequence[Hit | Outcome], cookies: Sequence[bytes]
+    ) -> Message:
+        """The answer with cookies, what a script of an allowed origin needs to read it, and the outcome for who may know."""
         extra: Headers = []
-        if cookie and start["status"] == 200:
-            extra.append((b"set-cookie", cookie))
+        if start["status"] == 200:
+            extra += [(b"set-cookie", cookie) for cookie in cookies]
         if b"origin" in headers and (allowed := self.collector.allowed_origin(headers)):
             extra += cors_headers(allowed)
         if self._debugs(headers):

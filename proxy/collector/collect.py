@@ -12,7 +12,16 @@ from proxy.collector.address import TrustedProxies, forwarded_chain, truncated
 from proxy.collector.aliases import Aliases
 from proxy.collector.config import CollectorConfig, SiteRules
 from proxy.collector.consent import objection
-from proxy.collector.identity import ANONYMOUS, RENEWABLE, cookie_maker, cookie_value, from_cookies, new_identity, says_person
+from proxy.collector.identity import (
+    ALIASED,
+    ANONYMOUS,
+    RENEWABLE,
+    cookie_maker,
+    cookie_value,
+    from_cookies,
+    new_identity,
+    says_person,
+)
 from proxy.collector.limit import AddressLimit
 from proxy.collector.origins import AllowedOrigins
 from proxy.collector.redact import Redaction
@@ -102,6 +111,8 @@ class Collector:
             return Collected(site.name, refusal)
         if aliased and self._aliases.active:
             query, body = self._aliases.query(query), self._aliases.query(body)
+            if len(query) + len(body) > MAX_BEACON_BYTES:  # names may be longer than their aliases
+                return Collected(site.name, Outcome.TOO_LARGE)
         address = self._client(headers, peer)
         if self._limit is not None and self._limit.exceeded(address, now_ms):
             return Collected(site.name, Outcome.RATE_LIMITED)
@@ -113,7 +124,7 @@ class Collector:
             identity = from_cookies(get(b"cookie", b""))
             if not identity and kind != "a":
                 identity = stamp.identity() if stamp is not None else new_identity()
-                cookie = self._cookies[site.domain](identity, self._secure(headers, peer, https))
+                cookie = self._cookies[site.domain](ANONYMOUS, identity.encode("ascii"), self._secure(headers, peer, https))
         if self._addresses != "keep":
             address = truncated(address) if self._addresses == "truncate" else ""
         referer = (page or get(b"referer", b"")).decode("latin-1")
@@ -145,15 +156,17 @@ class Collector:
         site = self._site(headers.get(b"host", b"").decode("latin-1"))
         return site.name if site is not None else None
 
-    def renewed(self, site: str, headers: Headers, peer: str, https: bool) -> bytes:
-        """A Set-Cookie value that lets the visitor's anonymous identity last; b"" if the request brings none.
+    def renewed(self, site: str, headers: Headers, peer: str, https: bool) -> list[bytes]:
+        """Set-Cookie values that let the visitor's anonymous identity last, with the note that it was aliased; as they came.
 
         Browsers keep a cookie that a script has set for a week only (WebKit's tracking prevention), one from a server longer.
+        The known identity is not renewed: the answer could overtake the page that clears it.
         """
-        value = cookie_value(headers.get(b"cookie", b""), ANONYMOUS) if self._identity else None
-        if value is None or not RENEWABLE.fullmatch(value):
-            return b""
-        return self._cookies[self._sites[site].domain](value.decode("ascii"), self._secure(headers, peer, https))
+        if not self._identity or b"km_a" not in headers.get(b"cookie", b""):
+            return []
+        values = [(name, cookie_value(headers[b"cookie"], name)) for name in (ANONYMOUS, ALIASED)]
+        make, secure = self._cookies[self._sites[site].domain], self._secure(headers, peer, https)
+        return [make(name, value, secure) for name, value in values if value is not None and RENEWABLE.fullmatch(value)]
 
     def allowed_origin(self, headers: Headers) -> bytes:
         """What to answer in Access-Control-Allow-Origin: the origin itself if the site's list has it, "*" where there is no list

@@ -54,7 +54,7 @@ class Express:
         )
         connection.closes = headers.get(b"connection", b"").lower() == b"close"
         if cookie or b"origin" in headers:
-            connection.extras = (headers, [hit], cookie)
+            connection.extras = (headers, (hit,), (cookie,) if cookie else ())
         if isinstance(hit, Outcome):
             self._intake.drop(site, hit)
             connection.told(None)
@@ -90,7 +90,7 @@ class ExpressConnection(Caller, Protocol):
     """Of the beacon that waits."""
     closes: bool
     """The client asked for the connection's end after this answer."""
-    extras: tuple[Headers, list[Hit | Outcome], bytes] | None
+    extras: tuple[Headers, tuple[Hit | Outcome], tuple[bytes, ...]] | None
     """What the answer needs beyond the usual."""
 
 

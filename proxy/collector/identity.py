@@ -9,6 +9,8 @@ from proxy.beacon import MAX_NAME
 
 KNOWN, ANONYMOUS = b"km_ni", b"km_ai"
 """The cookies of the vendor's browser library, so that known visitors stay known."""
+ALIASED = b"km_aa"
+"""The browser script's: the anonymous identity that was aliased to a known one, and must not be to another."""
 MAX_AGE_S = 400 * 86_400
 """The longest that browsers keep a cookie (RFC 6265bis)."""
 
@@ -50,13 +52,13 @@ def new_identity() -> str:
     return secrets.token_urlsafe(18)
 
 
-def cookie_maker(domain: str, http_only: bool) -> Callable[[str, bool], bytes]:
-    """(identity, https) → the Set-Cookie header's value."""
+def cookie_maker(domain: str, http_only: bool) -> Callable[[bytes, bytes, bool], bytes]:
+    """(name, value, https) → the Set-Cookie header's value."""
     tail = f"; Max-Age={MAX_AGE_S}; Path=/; SameSite=Lax" + (f"; Domain={domain}" if domain else "")
     tail += "; HttpOnly" if http_only else ""
     plain, secure = tail.encode("ascii"), (tail + "; Secure").encode("ascii")
 
-    def make(identity: str, https: bool) -> bytes:
-        return ANONYMOUS + b"=" + identity.encode("ascii") + (secure if https else plain)
+    def make(name: bytes, value: bytes, https: bool) -> bytes:
+        return name + b"=" + value + (secure if https else plain)
 
     return make

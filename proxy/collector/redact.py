@@ -14,6 +14,8 @@ EMAIL = re.compile(r"[A-Za-z0-9._%+'-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-
 CARD = re.compile(r"(?<![0-9])[0-9](?:[ -]?[0-9]){12,18}(?![0-9])")
 ESCAPED_AT = re.compile(r"%(?:25)*40", re.IGNORECASE)
 MASK = "***"
+ADDRESS = re.compile(rb"https?(:|%3A)(/|%2F){2}", re.IGNORECASE)
+"""How a value begins that is an address: its query is redacted like the Referer's."""
 
 
 class Redaction:
@@ -24,8 +26,9 @@ class Redaction:
         self._mask = mask_personal
         self.active = bool(names or mask_personal)
 
-    def query(self, raw: bytes) -> bytes:
-        """An urlencoded query or body without what must not be kept."""
+    def query(self, raw: bytes, within: bool = False) -> bytes:
+        """An urlencoded query or body without what must not be kept. `within`: it is an address's own, and addresses in it are
+        looked into no further."""
         kept = []
         for pair in raw.split(b"&"):
             raw_name, equals, raw_value = pair.partition(b"=")
@@ -33,11 +36,13 @@ class Redaction:
             if name and reserved_name(name) is None:
                 if self.forbids(name):
                     continue
-                if self._mask:
+                is_address = not within and ADDRESS.match(raw_value) is not None
+                if self._mask or is_address:
                     value = unquote_plus(raw_value.decode("utf-8", "replace"))
-                    masked, masked_name = mask(value), mask(name)
-                    if masked != value or masked_name != name:
-                        pair = _escape(masked_name) + equals + _escape(masked)
+                    clean = self._address(value) if is_address else mask(value)
+                    clean_name = mask(name) if self._mask else name
+                    if clean != value or clean_name != name:
+                        pair = _escape(clean_name) + equals + _escape(clean)
             kept.append(pair)
         return b"&".join(kept)
 
@@ -45,9 +50,12 @@ class Redaction:
         """An address (the Referer) with its query redacted in the same way, and its path masked."""
         head, mark, rest = url.partition("?")
         query, hash_, fragment = rest.partition("#")
-        clean = self.query(query.encode("latin-1", "replace")).decode("latin-1")
+        clean = self.query(query.encode("latin-1", "replace"), within=True).decode("latin-1")
         head, fragment = (mask(head), mask(fragment)) if self._mask else (head, fragment)
         return head + mark + clean + hash_ + fragment
+
+    def _address(self, value: str) -> str:
+        return self.url(value.encode("utf-8").decode("latin-1")).encode("latin-1").decode("utf-8", "replace")
 
     def forbids(self, name: str) -> bool:
         """Whether parameters of that name are not kept. Case is ignored."""

@@ -59,7 +59,7 @@ class BeaconProtocol(HttpToolsProtocol):
     linger_s: float = 0.0
     site: str = ""
     closes: bool = False
-    extras: tuple[Headers, list[Hit | Outcome], bytes] | None = None
+    extras: tuple[Headers, tuple[Hit | Outcome], tuple[bytes, ...]] | None = None
     _pending = False
     """A beacon of the short way waits for its commit; what arrives meanwhile is held."""
     _held = b""

@@ -7,7 +7,7 @@ from proxy import __version__
 from proxy.collector.collect import Headers as Asked
 from proxy.collector.config import SCRIPT_EVENTS, CollectorConfig, SiteRules
 from proxy.collector.pixel import Headers
-from proxy.hit import BATCH, KINDS
+from proxy.hit import BATCH
 from proxy.script import Script, make
 
 MAX_AGE_S = 3600
@@ -24,9 +24,8 @@ class Served(NamedTuple):
 
 def script_of(config: CollectorConfig, site: str) -> Script:
     """The script as that site's pages get it."""
-    first = {name: aliases[0] for name, aliases in config.parameters.items() if aliases}
-    settings = {call: (*config.endpoints.get(call, ()), call)[0] for call in (*KINDS, BATCH)} | {
-        "p": first,
+    settings = {
+        "b": (*config.endpoints.get(BATCH, ()), BATCH)[0],
         "g": int(config.consent.gpc),
         "n": int(config.consent.dnt),
         "o": config.consent.opt_out_cookie,

@@ -66,28 +66,28 @@ class CollectorWsgi:
         now_ms = time.time_ns() // 1_000_000
         peer = environ.get("REMOTE_ADDR", "")
         if kind == BATCH:
-            beacons, cookie = collect_batch(self._collector, body, headers, peer, now_ms, https)
+            beacons, cookies = collect_batch(self._collector, query, body, headers, peer, now_ms, https)
         else:
             one = self._collector.collect(kind, query, body, headers, peer, now_ms, https)
-            beacons, cookie = [one], one.cookie
+            beacons, cookies = [one], [one.cookie] if one.cookie else []
         for one in beacons:
             if isinstance(one.found, Outcome):
                 intake.drop(one.site, one.found)
-        hits = [one.found for one in beacons if isinstance(one.found, Hit)]
+        stored = True
         try:
-            intake.append_blocking(*hits)
-        except SpoolRefused:
-            for hit in hits:
+            intake.append_blocking(*(one.found for one in beacons if isinstance(one.found, Hit)))
+        except SpoolRefused as refused:
+            stored = False
+            for hit in refused.hits:
                 intake.refuse(hit.site)
-            start_response("503 Service Unavailable", NOT_STORED_TEXT)
-            return [GIF]
-        extra: Headers = [(b"set-cookie", cookie)] if cookie else []
+        extra: Headers = [(b"set-cookie", cookie) for cookie in cookies] if stored else []
         if b"origin" in headers and (allowed := self._collector.allowed_origin(headers)):
             extra += cors_headers(allowed)
         token = headers.get(DEBUG_HEADER)
         if token is not None and self._debug_token and hmac.compare_digest(token, self._debug_token):
-            extra.append((b"x-beacon-outcome", ", ".join(told(one.found, True) for one in beacons).encode("ascii")))
-        start_response("200 OK", GIF_TEXT + _text(extra) if extra else GIF_TEXT)
+            extra.append((b"x-beacon-outcome", ", ".join(told(one.found, stored) for one in beacons).encode("ascii")))
+        status, answer = ("200 OK", GIF_TEXT) if stored else ("503 Service Unavailable", NOT_STORED_TEXT)
+        start_response(status, answer + _text(extra) if extra else answer)
         return [GIF]
 
     def _script(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:

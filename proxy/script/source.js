@@ -22,12 +22,11 @@
   const ALIVE = w.Request && "keepalive" in Request.prototype;
   const COOKIE = BESIDE ? "kmb_" : "km_"; // beside the vendor's script neither may end the other's session
   const QUEUE = "_q1"; // in localStorage, and the lock's name
-  const ALIASES = { __proto__: null, ...S.p };
   const EVENTS = S.u || [];
 
   const on = (target, type, f) => target.addEventListener(type, safe(f), true);
   const now = () => (Date.now() / 1000) >>> 0;
-  const page = () => location.href.split("#")[0].slice(0, 2000);
+  const page = () => location.href.split("#")[0];
   const base64 = (binary) => btoa(binary).replace(/\+/g, "-").replace(/\//g, "_").replace(/=/g, "");
 
   /* The server cuts at the API's limits; here, only what is absurd. Half a surrogate pair has no UTF-8. */
@@ -58,7 +57,7 @@
   };
 
   const read = (name) => {
-    const value = cookie(COOKIE + name) || refused[name];
+    const value = refused[name] || cookie(COOKIE + name);
     return identity(safe(decodeURIComponent)(value || "") || value);
   };
 
@@ -70,8 +69,12 @@
 
   const remember = (name, value, seconds) => {
     value = escaped(value);
-    write(name, value, seconds || 3456e4 /* 400 days */, S.d);
-    refused[name] = cookie(COOKIE + name) == value ? "" : value;
+    const set = () => {
+      write(name, value, seconds || 3456e4 /* 400 days */, S.d);
+      return cookie(COOKIE + name) == value;
+    };
+    /* One of that name on another domain, as the vendor's library sets it, would be read first. */
+    refused[name] = set() || (forget(name), set()) ? "" : value;
   };
 
   const forget = (name) => {
@@ -81,8 +84,6 @@
   };
 
   /* ---- Who it is */
-
-  let gone = ""; // the anonymous identity that this page gave up
 
   const person = () => {
     let id = read("ni") || (S.i && read("ai"));
@@ -101,6 +102,7 @@
   let leaving; // the page is going: what browsers then call failed has mostly been sent
 
   const texts = (items) => items.map((item) => item.t);
+  const said = (items) => texts(items).join("\n").replace(/^\d+ /gm, "");
 
   /* ---- The queue of what could not be handed over, in localStorage; nobody knows who else writes there */
 
@@ -109,11 +111,14 @@
   const take = () => {
     const text = store[QUEUE] || "";
     delete store[QUEUE];
-    return text.split("\n").filter((text) => /^\d+ [esa]\?[!-~]+ [!-~]*$/.test(text));
+    return text.split("\n");
   };
+
+  const sound = (text) => /^\d+ [esa]\?[!-~]{1,20000} [!-~]*$/.test(text); // one that is absurd must not cost all others
 
   const put = (entries) => {
     let text;
+    entries = entries.filter(sound);
     while ((text = entries.join("\n")).length > 6e4 || entries.length > 100) entries.shift();
     try {
       if (text) store[QUEUE] = text;
@@ -122,7 +127,7 @@
     }
   };
 
-  const keep = (items) => put([...new Set(take().concat(texts(items)))]);
+  const keep = (items) => objects() || put([...new Set(take().concat(texts(items)))]);
 
   const replay = safe(() => {
     if (!store[QUEUE]) return;
@@ -130,7 +135,7 @@
       const entries = take();
       if (objects()) return; // and it is forgotten
       entries.forEach((t) => {
-        if (!texts(flying).includes(t) && now() - parseInt(t) < 259200 /* three days */) pending.push({ t });
+        if (sound(t) && !texts(flying).includes(t) && now() - parseInt(t) < 259200 /* three days */) pending.push({ t, s: 1 });
       });
       flush();
     };
@@ -146,6 +151,7 @@
   const landed = (items) => {
     flying = flying.filter((item) => !items.includes(item));
     items.forEach((item) => item.f && item.f());
+    flush();
   };
 
   const failed = (items) => {
@@ -155,7 +161,6 @@
 
   const taken = (items) => {
     put(take().filter((text) => !texts(items).includes(text)));
-    if (gone && read("ai") == gone) forget("ai"); // an answer still on its way brought it back
     landed(items);
   };
 
@@ -165,17 +170,19 @@
       let size = 0;
       do size += pending[n++].t.length + 1;
       while (n < 50 && pending[n] && size + pending[n].t.length < 3e4);
+      const full = texts(flying).join().length + size > 6e4; // browsers let a page have 64 KiB under way
+      if (full && !hurry) return; // it goes on with the next answer
       const items = pending.splice(0, n);
-      if (hurry && !nav.onLine) failed(items);
+      if (hurry && (full || !nav.onLine)) failed(items);
       else send(items, hurry);
     }
   });
 
   const send = async (items, hurry) => {
-    const body = texts(items).join("\n").replace(/^\d+ /gm, "");
+    const body = said(items);
     const url = BASE + S.b;
     let end = images;
-    items.forEach((item) => (item.s = Date.now()));
+    items.forEach((item) => (item.s = item.s || Date.now())); // of what failed before it stays 1: it is kept when the page goes
     flying = flying.concat(items);
     if (blocked) end = leaving ? failed : images;
     else
@@ -197,35 +204,22 @@
     safe(end)(items);
   };
 
-  /* A content security policy without connect-src, or a blocker, leaves images: each line a request, with the aliases of addresses. */
+  /* A content security policy without connect-src, or a blocker, leaves images: each line a request, and nothing to read in it. */
   const images = (items) =>
-    items.forEach((item) => {
+    objects() ? landed(items) : items.forEach((item) => {
       const image = new Image(1, 1);
-      item.s = 0; // does not outlive the page
+      item.s = 1; // does not outlive the page
       on(image, "load", () => {
         blocked = ALIVE;
         taken([item]);
       });
       on(image, "error", () => failed([item]));
-      image.src = safe(address)(item.t);
+      image.src = BASE + S.b + "?" + base64(said([item]));
     });
-
-  const address = (text) => {
-    let [, kind, query, from] = text.match(/ (.)\?(\S+) (.*)/);
-    /* An image's page is the one it is sent from: of another page the event would be another one. */
-    if (kind == "e" && !/(^|&)URL=/.test(query)) query += "&URL=" + escaped(from);
-    const mark = ALIASES["*"];
-    const named = (name) => {
-      const plain = decodeURIComponent(name);
-      if (plain != "*" && ALIASES[plain]) return ALIASES[plain];
-      return mark && !/^_[pntd]$/.test(plain) ? mark + base64(unescape(name)) : name;
-    };
-    return BASE + S[kind] + "?" + query.replace(/[^&=]+(?==)/g, named);
-  };
 
   const leave = () => {
     flush(true);
-    keep(flying.filter((item) => Date.now() - item.s > 1e3)); // nobody will tell how they end
+    keep(flying.filter((item) => store[QUEUE] || Date.now() - item.s > 1e3)); // in trouble, and nobody will tell how they end
   };
 
   /* ---- The calls */
@@ -292,7 +286,12 @@
       if (!id || /^(null|nil)$/.test(id)) return KM.clearIdentity();
       id = identity(id);
       if (!id || objects()) return;
-      if (!read("ni")) KM.alias(person(), id);
+      const who = person();
+      /* An anonymous identity is aliased once: to a second person it would merge the two for ever. */
+      if (!read("ni") && who && read("aa") != who) {
+        KM.alias(who, id);
+        remember("aa", who);
+      }
       remember("ni", id);
     },
     alias(a, b) {
@@ -300,12 +299,8 @@
       b = identity(b);
       if (a && b && a != b) post("a", b, 0, 0, a);
     },
-    /* The anonymous identity goes, too: it is the old person's by its alias, and must not be aliased to the next one. */
     clearIdentity() {
-      if (!read("ni")) return;
-      gone = read("ai");
       forget("ni");
-      forget("ai");
     },
     trackClick: track("click"),
     trackClickOnOutboundLink: track("click"), // the vendor's delays the navigation; keepalive outlives the page
@@ -355,7 +350,7 @@
 
   /* What came from where is for the server to say (enrichers campaign and search); here it is only seen that something did. */
   const ENGINE =
-    /(^|\.)((google|bing|duckduckgo|ecosia|qwant|startpage|naver|seznam|sogou|baidu|yandex|search\.(brave|yahoo))\.|ya\.ru$)/;
+    /(^|\.)((google|bing|duckduckgo|ecosia|qwant|startpage|ask|aol|kagi|perplexity|naver|daum|seznam|sogou|baidu|yandex|search\.(brave|yahoo))\.|ya\.ru$)/;
 
   const unasked = (name, props) => EVENTS.includes(name) && KM.record(name, props);
 
@@ -385,7 +380,8 @@
     const came = { URL: page(), Referrer: d.referrer || "Direct" };
     if (!running) unasked("Visited Site", came);
     if (/[?&]utm_\w+=./i.test(came.URL)) unasked("Ad Campaign Hit", came);
-    if (ENGINE.test(came.Referrer.split("/")[2])) unasked("Search Engine Hit", came);
+    const from = came.Referrer.split("/")[2];
+    if (from != location.host && ENGINE.test(from)) unasked("Search Engine Hit", came);
     if (EVENTS.includes("Page View")) KM.pageView();
     if (running && !objects()) remember("vs", 1, 1800);
     replay();

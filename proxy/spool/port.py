@@ -22,6 +22,9 @@ RECEIVED, REFUSED, TRIMMED = "received", "refused", "trimmed"
 class SpoolRefused(Exception):
     """The hit was not stored; the message says why. The visitor is answered 503, still with the GIF."""
 
+    hits: tuple[Hit, ...] = ()
+    """Of several that were given together, those that were not stored."""
+
 
 class SpoolError(Exception):
     """The spool cannot be used as it is; the message says what to do. For the operator."""
@@ -141,7 +144,8 @@ class Intake(Protocol):
         the hit was not even taken."""
 
     def append_blocking(self, *hits: Hit) -> None:
-        """The same for a thread without an event loop (WSGI), of one or more. Raises SpoolRefused if one is not stored."""
+        """The same for a thread without an event loop (WSGI), of one or more. Raises SpoolRefused with those that are not stored,
+        if there are any."""
 
     def drop(self, site: str, outcome: Outcome) -> None:
         """Count a hit that is deliberately not stored (and answered 200). Written with the next commit, or soon."""

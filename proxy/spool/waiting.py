@@ -18,15 +18,24 @@ Waiter = asyncio.Future[None] | WaitingThread | Caller
 
 
 def wait_for_all(enter: Callable[[Hit, Waiter], None], hits: Sequence[Hit]) -> None:
-    """Enter the hits from a thread, and wait until all of them are answered. Raises SpoolRefused if one was not stored."""
-    waiters = [WaitingThread() for _ in hits]
-    for hit, waiter in zip(hits, waiters, strict=True):
-        enter(hit, waiter)
-    for waiter in waiters:
+    """Enter the hits from a thread, and wait until all of them are answered. Raises SpoolRefused with those that were not stored,
+    if there are any."""
+    waiters = [(hit, WaitingThread()) for hit in hits]
+    for hit, waiter in waiters:
+        try:
+            enter(hit, waiter)
+        except SpoolRefused as refused:
+            waiter.error = refused
+            waiter.set()
+    errors = []
+    for hit, waiter in waiters:
         waiter.wait()
-    for waiter in waiters:
         if waiter.error is not None:
-            raise waiter.error
+            errors.append((hit, waiter.error))
+    if errors:
+        error = SpoolRefused(*errors[0][1].args)
+        error.hits = tuple(hit for hit, _ in errors)
+        raise error
 
 
 def wake(waiters: Iterable[Waiter], error: SpoolRefused | None) -> None:

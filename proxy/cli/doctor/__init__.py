@@ -20,7 +20,21 @@ from rich.console import Console
 from rich.text import Text
 
 from proxy import settings
-from proxy.cli.doctor import admin, canary, clock, configuration, cookies, disk, exposure, forwarded, hosts, ledger, public, spool
+from proxy.cli.doctor import (
+    admin,
+    canary,
+    clock,
+    configuration,
+    cookies,
+    disk,
+    exposure,
+    forwarded,
+    hosts,
+    ledger,
+    public,
+    script,
+    spool,
+)
 from proxy.cli.doctor import upstream as upstreams
 from proxy.cli.doctor.finding import Finding, Result, skipped, wrong
 from proxy.cli.doctor.installation import Installation
@@ -44,8 +58,9 @@ CHECKS = (
     Check("upstream", 10, upstreams.look),
     Check("admin", 8, admin.look),
     Check("public address", 10, public.look),
-    Check("admin exposed", 10, exposure.look),
-    Check("cookies", 10, cookies.look),
+    Check("script", 5, script.look),
+    Check("admin exposed", 8, exposure.look),
+    Check("cookies", 7, cookies.look),
     Check("client address", 8, forwarded.look),
     Check("hosts", 8, hosts.look),
     Check("canary", 20, canary.look),
