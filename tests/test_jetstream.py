@@ -536,14 +536,22 @@ def test_who_watches_is_shown_what_becomes_of_beacons(config: SpoolConfig) -> No
 
 
 def test_what_a_forwarder_published_is_found_again(config: SpoolConfig) -> None:
-    """By `status`, and by the next forwarder on that machine."""
+    """By `status`, while it is at work; and what all keep together by the next one, on any machine."""
     assert not spool.begun(config)
     assert spool.ledger_of(config).pending == 0
     with opened(config) as (intake, outlet):
         assert outlet.recall() == b""
-        outlet.publish(b'{"written_ms":1}')
-        wait_for(lambda: spool.forwarder_state(config) == b'{"written_ms":1}', "the state")
-        assert outlet.recall() == b'{"written_ms":1}'
+        outlet.publish(b"at work")
+        [told] = wait_for(lambda: spool.forwarder_states(config), "the state")
+        assert told.state == b"at work"
+        assert 0 <= told.age_ms < 5000
+        assert outlet.peers.amend(lambda before: before + b"a")
+        other = JetStreamOutlet(config)
+        assert other.peers.amend(lambda before: before + b"b")
+        assert outlet.recall() == spool.forwarder_figures(config) == b"ab"
+        outlet.peers.leave()
+        assert spool.forwarder_states(config) == []
+        other.close()
         intake.append_blocking(hit("a"))
     assert spool.begun(config)
     assert spool.ledger_of(config).pending == 1

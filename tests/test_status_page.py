@@ -367,7 +367,7 @@ def test_ten_pages_cost_the_spool_as_much_as_one(tmp_path: Path, monkeypatch: py
 
         return counting
 
-    for name in ("ledger_of", "unready", "intake_stats", "spool_bytes", "ledger_off", "forwarder_state"):
+    for name in ("ledger_of", "unready", "intake_stats", "spool_bytes", "ledger_off", "read_report"):
         monkeypatch.setattr(looks, name, counted(getattr(looks, name)))
 
     async def ten_pages() -> None:
