@@ -134,7 +134,7 @@ class Settings(BaseModel):
         128,
         ge=1,
         le=1024,
-        description="Most requests in flight to one upstream, of all forwarders on the spool; how many it takes is found out below that.",
+        description="Most requests in flight to one upstream, of all forwarders on the spool; what it takes is found out.",
     )
     attempt_timeout: float = Field(10.0, gt=0, le=300, description="Seconds one attempt may take.")
     backoff_base: float = Field(0.5, gt=0, le=3600, description="Seconds of the first back-off; doubles with each attempt.")
