@@ -113,4 +113,4 @@ def _read(state: bytes) -> _State:
     try:
         return msgspec.json.decode(state, type=_State)
     except msgspec.DecodeError:
-        return _State()
+        return _State(stopped=True)
