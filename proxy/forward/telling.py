@@ -21,8 +21,8 @@ PUBLISH_MS = 1_000
 """Between two reports of the state."""
 NEWS_MS = 100
 """Others who wait for our claim to change wait so much longer at the most."""
-LAST_TRIES = 20
-"""To add the last figures, where many end at once."""
+LAST_TRIES, LAST_MS = 20, 2_000
+"""To add the last figures, where many end at once; a server that hangs is not waited for again."""
 
 OffLoop = Callable[..., Awaitable[Any]]
 """Calls what may wait for the disk or the network."""
@@ -127,9 +127,12 @@ class Among:
 
     async def end(self, routes: Sequence[Route], clock: clocks.Seen, cut_off: bool) -> None:
         """What was cut off may still be under way at the upstream: then we are not gone, but are counted out in time."""
-        tries = 0
-        while not await self._add_figures(routes, clock) and tries < LAST_TRIES:
-            tries += 1
+        deadline_ms = monotonic_ms() + LAST_MS
+        for _ in range(LAST_TRIES):
+            if await self._add_figures(routes, clock):
+                break
+            if monotonic_ms() > deadline_ms:
+                return
         if not cut_off:
             await self._off_loop(self._peers.leave)
 
