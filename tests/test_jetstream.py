@@ -616,6 +616,23 @@ def test_what_a_forwarder_leaves_is_stored_before_it_reads_what_others_left(conf
         two.close()
 
 
+def test_words_that_arrive_late_do_not_take_the_place_of_later_ones(config: SpoolConfig) -> None:
+    """A turn that was given up, and whose words some server held back: they may claim less than is used by now."""
+    with opened(config) as (_, one):
+        two = JetStreamOutlet(config)
+        two.peers.exchange(b"early")
+        late = two.peers._mark
+        two.peers.exchange(b"later")
+        two.peers._mark, now = late, two.peers._mark
+        assert two.peers.exchange(b"late") is None
+        assert two.peers._mark == now, "it knows again what is there"
+        assert [left.words for left in one.peers.exchange(b"one") or []] == [b"later"]
+        one.peers.forget((one.peers.exchange(b"one") or [])[0])
+        assert two.peers.exchange(b"swept away") is None
+        assert two.peers.exchange(b"there again") is not None
+        two.close()
+
+
 def test_a_reading_in_the_middle_of_many_changes_lacks_nobody(config: SpoolConfig) -> None:
     """Each replaces its words all the time; the server breaks off a reading of which a part is gone (404)."""
     with opened(config) as (_, one):

@@ -115,15 +115,16 @@ class Among:
         return now_ms - self._told_ms >= PUBLISH_MS or (self._news and now_ms - self._took_turn_ms >= NEWS_MS)
 
     async def tell(self, routes: Sequence[Route], clock: clocks.Seen, last: Sequence[Tapped]) -> None:
-        await self._take_turn(routes)
+        took_turn = await self._take_turn(routes)
         if self._told_ms is None:
-            await self._take_turn(routes)  # the first one only told who else there is
+            took_turn = await self._take_turn(routes)  # the first one only told who else there is
         elif monotonic_ms() - self._told_ms < PUBLISH_MS:
             return
         self._told_ms = monotonic_ms()
         state = {"upstreams": {route.upstream: route.state() for route in routes}, "last": last}
         await self._off_loop(self._outlet.publish, msgspec.json.encode(state))
-        await self._add_figures(routes, clock)
+        if took_turn:  # else it would only make the next turn wait
+            await self._add_figures(routes, clock)
 
     async def end(self, routes: Sequence[Route], clock: clocks.Seen, cut_off: bool) -> None:
         """What was cut off may still be under way at the upstream: then we are not gone, but are counted out in time."""
@@ -136,7 +137,8 @@ class Among:
         if not cut_off:
             await self._off_loop(self._peers.leave)
 
-    async def _take_turn(self, routes: Sequence[Route]) -> None:
+    async def _take_turn(self, routes: Sequence[Route]) -> bool:
+        """Whether it was completed."""
         in_flight = {route.upstream: route.pace.in_flight for route in routes}
         asked_ms = self._took_turn_ms = monotonic_ms()
         words = self._sharing.words(in_flight, asked_ms)
@@ -150,6 +152,7 @@ class Among:
                 queued = list(route.queue)
                 route.queue.clear()
                 await self._off_loop(self._peers.give_back, queued, route.sites)
+        return left is not None
 
     async def _add_figures(self, routes: Iterable[Route], clock: clocks.Seen) -> bool:
         """Whether they were added; if not, they wait for the next time."""

@@ -38,15 +38,20 @@ async def ask(client: "Client", what: str, body: Any = None, patience_s: float =
     return answer
 
 
-async def store(client: "Client", subject: str, payload: bytes, headers: dict[str, str] | None = None) -> int:
-    """Publish, and wait until it is stored: its sequence. Raises ApiError, or nats.errors.Error where no answer comes."""
+async def store_after(client: "Client", subject: str, last: int, payload: bytes, patience_s: float = PATIENCE_S) -> int | None:
+    """Publish, and wait until it is stored: its sequence. None if `last` is not the sequence of the last under that subject (0:
+    there is none). Raises ApiError, or nats.errors.Error where no answer comes.
+    """
     from nats.errors import NoRespondersError
 
+    headers = {"Nats-Expected-Last-Subject-Sequence": str(last)}
     try:
-        answer = json.loads((await client.request(subject, payload, timeout=PATIENCE_S, headers=headers)).data)
+        answer = json.loads((await client.request(subject, payload, timeout=patience_s, headers=headers)).data)
     except NoRespondersError:
         raise ApiError(UNAVAILABLE, "nobody has the stream just now") from None
     if error := answer.get("error"):
+        if error.get("err_code") in WRONG_LAST_SEQUENCE:
+            return None
         raise ApiError(error.get("err_code", 0), error.get("description", ""))
     return int(answer["seq"])
 

@@ -1,7 +1,8 @@
 """See Peers. All is in the state stream: each forwarder's words and what it tells, and one message for what they keep together.
 
 A stream is one order of messages for everybody. A reading that has our own words in it, as they were stored just before, was made
-after that, whichever replica answered; so it has all that anybody stored before them.
+after that, whichever replica answered; so it has all that anybody stored before them. And our words are stored only after those
+that we know of: what was given up, and arrives late, must not take the place of what came later.
 """
 
 import asyncio
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Run = Callable[[Coroutine[Any, Any, T], T], T]
 
+PATIENCE_S = 1.5
+"""For each step: a leader that is being elected shall cost one turn, and not all that one may do without."""
 READINGS, PAUSE_S = 10, 0.02
 """A replica that is behind is asked again, so often at most."""
 
@@ -38,6 +41,8 @@ class JetStreamPeers:
         self.me = f"{socket.gethostname()}-{secrets.token_hex(4)}"
         self._names, self._link, self._run = names, link, run
         self._flights, self._settler = flights, settler
+        self._mark = 0
+        """Of our last words."""
 
     def exchange(self, words: bytes) -> list[Left] | None:
         found: list[Left] | None = self._run(self._exchange(words), None)
@@ -72,9 +77,14 @@ class JetStreamPeers:
 
     async def _exchange(self, words: bytes) -> list[Left] | None:
         client = self._connected()
-        stored = await api.store(client, self._names.state_of("words", self.me), words)
+        subject = self._names.state_of("words", self.me)
+        stored = await api.store_after(client, subject, self._mark, words, PATIENCE_S)
+        if stored is None:  # those of a turn that was given up are there after all, or others counted us out
+            self._mark, _ = await last_of(client, self._names, subject, PATIENCE_S)
+            return None
+        self._mark = stored
         for _ in range(READINGS):
-            left = [_left(msg) for msg in await all_of(client, self._names, "words")]
+            left = [_left(msg) for msg in await all_of(client, self._names, "words", PATIENCE_S)]
             if any(one.who == self.me and one.mark >= stored for one in left):
                 return [one for one in left if one.who != self.me]
             await asyncio.sleep(PAUSE_S)
@@ -89,15 +99,8 @@ class JetStreamPeers:
 
     async def _amend(self, change: Callable[[bytes], bytes]) -> bool:
         client = self._connected()
-        sequence, before = await last_of(client, self._names, self._names.figures)
-        try:
-            expected = {"Nats-Expected-Last-Subject-Sequence": str(sequence)}
-            await api.store(client, self._names.figures, change(before), expected)
-        except api.ApiError as error:
-            if error.number in api.WRONG_LAST_SEQUENCE:
-                return False
-            raise
-        return True
+        last, before = await last_of(client, self._names, self._names.figures, PATIENCE_S)
+        return await api.store_after(client, self._names.figures, last, change(before), PATIENCE_S) is not None
 
     def _connected(self) -> "Client":
         client = self._link.client()

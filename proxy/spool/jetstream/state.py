@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 TRIES = 10
 
 
-async def last_of(client: "Client", names: Names, subject: str) -> tuple[int, bytes]:
+async def last_of(client: "Client", names: Names, subject: str, patience_s: float = api.PATIENCE_S) -> tuple[int, bytes]:
     """What was left last under that subject, and its sequence; 0 and b"" if nothing."""
     try:
-        answer: Any = await api.ask(client, f"STREAM.MSG.GET.{names.state}", {"last_by_subj": subject})
+        answer: Any = await api.ask(client, f"STREAM.MSG.GET.{names.state}", {"last_by_subj": subject}, patience_s)
     except api.ApiError as error:
         if error.number in (api.MESSAGE_NOT_FOUND, api.STREAM_NOT_FOUND):
             return 0, b""
@@ -28,16 +28,16 @@ async def last_of(client: "Client", names: Names, subject: str) -> tuple[int, by
     return answer["message"]["seq"], base64.b64decode(answer["message"].get("data", ""))
 
 
-async def all_of(client: "Client", names: Names, what: str) -> "list[Msg]":
+async def all_of(client: "Client", names: Names, what: str, patience_s: float = api.PATIENCE_S) -> "list[Msg]":
     """What each left last of that kind, all read at one moment. What is replaced meanwhile makes the server break off (404)."""
     asked = {"multi_last": [names.state_of(what, ANY)]}
     for _ in range(TRIES - 1):
         try:
-            return await api.read_direct(client, names.state, asked)
+            return await api.read_direct(client, names.state, asked, patience_s)
         except api.ApiError as error:
             if error.number != 404:
                 raise
-    return await api.read_direct(client, names.state, asked)
+    return await api.read_direct(client, names.state, asked, patience_s)
 
 
 async def all_told(client: "Client", names: Names) -> list[Told]:
