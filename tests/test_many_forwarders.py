@@ -101,8 +101,8 @@ def load(config: SpoolConfig) -> Iterator[Load]:
 def forward(config: SpoolConfig, upstream: CountingUpstream, tmp_path: Path) -> Iterator[Callable[..., ProxyProcess]]:
     started: list[ProxyProcess] = []
 
-    def start() -> ProxyProcess:
-        settings: dict[str, Any] = {"SPOOL": config.url, "concurrency": str(CEILING), "attempt_timeout": "1"}
+    def start(ceiling: int = CEILING) -> ProxyProcess:
+        settings: dict[str, Any] = {"SPOOL": config.url, "concurrency": str(ceiling), "attempt_timeout": "1"}
         started.append(ProxyProcess(tmp_path / "spool", upstream.url, "forward", **settings))
         return started[-1]
 
@@ -205,3 +205,17 @@ def test_a_share_of_a_forwarder_that_died_or_hangs_is_free_when_nothing_of_it_ca
     delivered = spool.ledger_of(load.config).total("delivered")
     assert delivered <= len(upstream.names) <= load.sent
     assert spool.ledger_of(load.config).pending == load.sent - delivered
+
+
+def test_a_forwarder_without_a_share_holds_nothing_back_and_takes_over(
+    config: SpoolConfig, upstream: CountingUpstream, load: Load, forward: Callable[..., ProxyProcess]
+) -> None:
+    """One request at a time is the operator's word: then one of them works, and the other is there when it ends."""
+    both = [forward(1), forward(1)]
+    wait_for(lambda: read_report(config).forwarders == 2, "both")
+    while both:
+        load.add(12)
+        wait_for(lambda: not spool.ledger_of(config).pending, "all to be delivered")
+        assert both.pop().stop() == 0
+    assert upstream.most == 1
+    assert upstream.names == dict.fromkeys(load.names(), 1)
