@@ -536,14 +536,22 @@ def test_who_watches_is_shown_what_becomes_of_beacons(config: SpoolConfig) -> No
 
 
 def test_what_a_forwarder_published_is_found_again(config: SpoolConfig) -> None:
-    """By `status`, and by the next forwarder on that machine."""
+    """By `status`, while it is at work; and what all keep together by the next one, on any machine."""
     assert not spool.begun(config)
     assert spool.ledger_of(config).pending == 0
     with opened(config) as (intake, outlet):
         assert outlet.recall() == b""
-        outlet.publish(b'{"written_ms":1}')
-        wait_for(lambda: spool.forwarder_state(config) == b'{"written_ms":1}', "the state")
-        assert outlet.recall() == b'{"written_ms":1}'
+        outlet.publish(b"at work")
+        [told] = wait_for(lambda: spool.forwarder_states(config), "the state")
+        assert told.state == b"at work"
+        assert 0 <= told.age_ms < 5000
+        assert outlet.peers.amend(lambda before: before + b"a")
+        other = JetStreamOutlet(config)
+        assert other.peers.amend(lambda before: before + b"b")
+        assert outlet.recall() == spool.forwarder_figures(config) == b"ab"
+        outlet.peers.leave()
+        assert spool.forwarder_states(config) == []
+        other.close()
         intake.append_blocking(hit("a"))
     assert spool.begun(config)
     assert spool.ledger_of(config).pending == 1
@@ -582,3 +590,124 @@ def test_two_machines_serve_one_spool(serve: Callable[..., ProxyProcess], sandbo
     log = one.log.read_text()
     assert "Traceback" not in log
     assert "error" not in log
+
+
+def test_what_a_forwarder_leaves_is_stored_before_it_reads_what_others_left(config: SpoolConfig) -> None:
+    """That order is what keeps the total within the ceiling (forward/sharing.py)."""
+    with opened(config) as (_, one):
+        two = JetStreamOutlet(config)
+        assert one.peers.exchange(b"one") == []
+        [left] = two.peers.exchange(b"two") or []
+        assert (left.who, left.words) == (one.peers.me, b"one")
+        [left] = one.peers.exchange(b"one") or []
+        assert (left.who, left.words) == (two.peers.me, b"two")
+        [again] = one.peers.exchange(b"one") or []
+        assert again == left
+        two.peers.exchange(b"two")
+        [newer] = one.peers.exchange(b"one") or []
+        assert newer.mark != left.mark
+        one.peers.forget(left)
+        assert one.peers.exchange(b"one") == [newer], "what came after it stays"
+        one.peers.forget(newer)
+        assert one.peers.exchange(b"one") == []
+        two.peers.exchange(b"two")
+        two.peers.leave()
+        assert one.peers.exchange(b"one") == []
+        two.close()
+
+
+def test_words_that_arrive_late_do_not_take_the_place_of_later_ones(config: SpoolConfig) -> None:
+    """A turn that was given up, and whose words some server held back: they may claim less than is used by now."""
+    with opened(config) as (_, one):
+        two = JetStreamOutlet(config)
+        two.peers.exchange(b"early")
+        late = two.peers._mark
+        two.peers.exchange(b"later")
+        two.peers._mark, now = late, two.peers._mark
+        assert two.peers.exchange(b"late") is None
+        assert two.peers._mark == now, "it knows again what is there"
+        assert [left.words for left in one.peers.exchange(b"one") or []] == [b"later"]
+        one.peers.forget((one.peers.exchange(b"one") or [])[0])
+        assert two.peers.exchange(b"swept away") is None
+        assert two.peers.exchange(b"there again") is not None
+        two.close()
+
+
+def test_a_reading_in_the_middle_of_many_changes_lacks_nobody(config: SpoolConfig) -> None:
+    """Each replaces its words all the time; the server breaks off a reading of which a part is gone (404)."""
+    with opened(config) as (_, one):
+        others = [JetStreamOutlet(config) for _ in range(3)]
+        for other in others:
+            other.peers.exchange(b"x")
+        stop = threading.Event()
+
+        def write(outlet: JetStreamOutlet) -> None:
+            while not stop.is_set():
+                outlet.peers.exchange(b"x")
+
+        threads = [threading.Thread(target=write, args=(other,)) for other in others]
+        for thread in threads:
+            thread.start()
+        found = [one.peers.exchange(b"one") for _ in range(200)]
+        stop.set()
+        for thread in threads:
+            thread.join()
+        wanted = {other.peers.me for other in others}
+        assert [left for left in found if left is not None and {one.who for one in left} != wanted] == []
+        assert sum(left is not None for left in found) > 150
+        for other in others:
+            other.close()
+
+
+def test_what_all_keep_together_is_amended_by_one_at_a_time(config: SpoolConfig) -> None:
+    """Of two who do it at once one is told to do it again, and no count is lost."""
+    outlets = [JetStreamOutlet(config) for _ in range(3)]
+
+    def count(outlet: JetStreamOutlet) -> None:
+        added = 0
+        while added < 30:
+            added += outlet.peers.amend(lambda before: str(int(before or b"0") + 1).encode())
+
+    threads = [threading.Thread(target=count, args=(outlet,)) for outlet in outlets]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outlets[0].recall() == b"90"
+    for outlet in outlets:
+        outlet.close()
+
+
+def test_hits_that_a_forwarder_has_no_share_for_go_to_another(config: SpoolConfig) -> None:
+    """What was claimed and not begun, what was fetched, and what waits for another try, when it is due; no other."""
+    with opened(config) as (intake, one):
+        for n in range(5):
+            intake.append_blocking(hit(str(n)))
+        intake.append_blocking(hit("begun"), hit("other", site="other"))
+        claims = {names([claim])[0]: claim for claim in one.claim(10, 0)}
+        due_ms = time.time_ns() // 1_000_000 + 300
+        settled(one, [claims["4"]], Retry(due_ms, "503"))
+        one.peers.give_back([claims["0"], claims["1"], claims["2"], claims["3"]], {"default"})
+        two = JetStreamOutlet(config)
+        again = wait_for(lambda: len(found := two.claim(10, 0)) >= 4 and found, "those that are due")
+        assert sorted(names(again)) == ["0", "1", "2", "3"]
+        [last] = wait_for(lambda: two.claim(10, 0), "the one that waits")
+        assert time.time_ns() // 1_000_000 >= due_ms - 5
+        assert (names([last]), last.attempt) == (["4"], 2)
+        settled(two, [*again, last], DELIVERED)
+        settled(one, [claims["begun"], claims["other"]], DELIVERED)
+        wait_for(lambda: (ledger := one.ledger()).total(Outcome.DELIVERED) == 7 and balanced(ledger), "all")
+        two.close()
+
+
+def test_what_peers_do_waits_for_a_server_that_is_away(server: NatsServer) -> None:
+    """Nothing is raised, and nothing is believed."""
+    config = server.spool("peers")
+    with opened(config) as (_, outlet):
+        outlet.peers.exchange(b"x")
+        server.stop()
+        assert outlet.peers.exchange(b"x") is None
+        assert outlet.peers.amend(lambda before: before) is False
+        outlet.peers.leave()
+        server.start()
+        assert wait_for(lambda: outlet.peers.exchange(b"x") == [], "the server")

@@ -47,6 +47,7 @@ FAMILIES = {
     "commit_seconds": "histogram",
     "commit_beacons": "histogram",
     "forwarder_running": "gauge",
+    "forwarders": "gauge",
     "upstream_state": "gauge",
     "upstream_limit": "gauge",
     "upstream_in_flight": "gauge",
@@ -133,6 +134,7 @@ def test_every_family_is_there_and_right_after_known_traffic(serve: Serve, sandb
     assert value("trimmed_total") == 1
     assert (value("refused_total"), value("dead_letters"), value("ledger_off"), value("lanes_set_aside")) == (0, 0, 0, 0)
     assert (value("ready"), value("spool_readable"), value("forwarder_running"), value("oldest_pending_seconds")) == (1, 1, 1, 0)
+    assert value("forwarders") == 1
     assert value("attempts_total", upstream=sandbox.url, answer="200") == 21
     assert value("upstream_state", upstream=sandbox.url, state="closed") == value("upstream_state", upstream=sandbox.url) == 1
     assert (value("upstream_in_flight"), value("spool_max_bytes")) == (0, 10 * 1024**3)

@@ -176,3 +176,41 @@ def test_whatever_happens_the_bounds_hold(events: list[tuple[str, int]], ceiling
             pace.succeeded(2000.0 if event == "slow" else 5.0, now)
         assert 1 <= pace.limit <= max(ceiling, START_LIMIT)
         assert pace.room(now) <= ceiling
+
+
+def test_a_ceiling_that_falls_to_nothing_lets_nothing_begin_not_even_a_probe() -> None:
+    """Where forwarders share an upstream the ceiling is this one's share, and a share can be 0."""
+    for pace in (Pace(64), opened()):
+        pace.ceiling = 0
+        assert pace.room(10**6) == 0
+        pace.ceiling = 1
+        assert pace.room(10**6) == 1
+
+
+def test_a_lower_ceiling_is_felt_at_once_by_the_next_decrease() -> None:
+    """The limit found above it says nothing any more: to halve it must halve what is in flight."""
+    pace = Pace(256)
+    for now in range(6):
+        fill(pace, now)
+    pace.ceiling = 16
+    assert pace.room(10) == 16
+    failing(pace, 2000)
+    assert pace.room(2000) == 8
+
+
+@given(st.lists(st.tuples(st.sampled_from(["ok", "slow", "fail"]), st.integers(0, 3000), st.integers(0, 20)), max_size=200))
+def test_whatever_the_share_becomes_no_more_is_begun_than_that(events: list[tuple[str, int, int]]) -> None:
+    """What was begun before it fell may end."""
+    pace, now, under_way = Pace(20), 0, 0
+    for event, passed, share in events:
+        now += passed
+        pace.ceiling = share
+        for _ in range(pace.room(now)):
+            pace.began()
+            under_way += 1
+            assert under_way <= share
+        assert pace.in_flight == under_way
+        if under_way:
+            under_way -= 1
+            pace.failed("500", now) if event == "fail" else pace.succeeded(2000.0 if event == "slow" else 5.0, now)
+        assert pace.limit >= 1

@@ -378,6 +378,27 @@ def test_a_new_rule_of_the_collectors_replaces_the_collectors(start: Start) -> N
     assert httpx.get(f"{manager.url}/e?_n=old&_p=me", timeout=15).status_code == 404
 
 
+def test_the_forwarder_is_turned_off_and_on_by_a_reload(start: Start, sandbox: SandboxProcess) -> None:
+    """Without one no key is needed, and beacons wait for another one; the collectors go on."""
+    manager = start()
+    manager.hears("READY=1")
+    before = manager.below()
+    key = manager.key.read_text()
+    manager.key.unlink()
+    good = manager.config.read_text() if manager.config.exists() else ""
+    manager.config.write_text(f"{good}\nforward = false\n")
+    manager.reload()
+    manager.hears("READY=1", 2)
+    assert manager.below() == {role: pid for role, pid in before.items() if role != "forwarder"}
+    assert httpx.get(f"{manager.url}/e?_n=waits&_p=me").status_code == 200
+    manager.key.write_text(key)
+    manager.config.write_text(good)
+    manager.reload()
+    manager.hears("READY=1", 3)
+    assert manager.below().keys() == before.keys()
+    assert sandbox.wait(1)[0]["params"]["_n"] == "waits"
+
+
 @pytest.mark.parametrize(
     ("config", "reason"),
     [

@@ -163,6 +163,17 @@ def test_check_says_in_plain_words_what_a_configuration_will_do() -> None:
     assert "sekret" not in done.stdout + done.stderr
 
 
+def test_check_says_where_no_forwarder_runs(tmp_path: Path) -> None:
+    """Then no key is needed, and nothing is said of an upstream that this configuration does not talk to."""
+    done = run("check", BEACON_PROXY_FORWARD="false")
+    assert done.returncode == 0
+    assert "No forwarder runs beside the collectors" in done.stdout
+    assert "go to" not in done.stdout
+    assert run("check").returncode == 2
+    shared = run("check", **KEY, BEACON_PROXY_SPOOL="nats://127.0.0.1:4222?stream=x")
+    assert "of all forwarders on this spool together" in shared.stdout
+
+
 def test_check_refuses_a_geo_database_that_is_none(tmp_path: Path) -> None:
     """Else the forwarder would refuse to start, and only its log would say so."""
     wrong = tmp_path / "places.mmdb"

@@ -15,6 +15,7 @@ import pytest
 from conftest import API_KEY, DEADLINE_S, ProxyProcess, SandboxProcess, free_port, need, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
+from nats_server import NatsServer
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from test_browser import ARGUMENTS
 
@@ -23,6 +24,7 @@ from proxy.admin.page import look as looks
 from proxy.admin.page.guard import foreign, strange_host
 from proxy.admin.page.look import Look
 from proxy.histogram import SECONDS, Histogram
+from proxy.spool.jetstream.outlet import JetStreamOutlet
 from proxy.spool.port import SpoolConfig
 from tests.chaos.laboratory import Upstream
 
@@ -135,6 +137,22 @@ def test_the_page_shows_what_the_status_command_prints(admin: Admin, context: Br
     assert watched.page.title() == "ready – beacon-proxy"
     for path in ("/", "/status.json"):
         assert httpx.get(f"{url}{path}").json().keys() == told.keys()
+    watched.is_clean()
+
+
+def test_the_page_says_how_many_forwarders_there_are_if_not_one(
+    admin: Admin, context: BrowserContext, nats_server: NatsServer
+) -> None:
+    """On however many machines; the usual one is not worth a word."""
+    config = nats_server.spool("page")
+    _, url = admin(SPOOL=config.url)
+    watched = Watched(context, url)
+    watched.shows("#upstreams", "takes beacons")
+    expect(watched.page.locator("#forwarders")).to_be_empty()
+    other = JetStreamOutlet(config)
+    other.publish(b'{"upstreams":{}}')
+    watched.shows("#forwarders", "2 forwarders at work")
+    other.close()
     watched.is_clean()
 
 
@@ -367,7 +385,7 @@ def test_ten_pages_cost_the_spool_as_much_as_one(tmp_path: Path, monkeypatch: py
 
         return counting
 
-    for name in ("ledger_of", "unready", "intake_stats", "spool_bytes", "ledger_off", "forwarder_state"):
+    for name in ("ledger_of", "unready", "intake_stats", "spool_bytes", "ledger_off", "read_report"):
         monkeypatch.setattr(looks, name, counted(getattr(looks, name)))
 
     async def ten_pages() -> None:

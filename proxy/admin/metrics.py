@@ -19,9 +19,9 @@ from prometheus_client.registry import Collector
 
 from proxy import __version__
 from proxy.admin.config import AdminConfig
-from proxy.admin.report import Report, UpstreamReport, report
+from proxy.admin.report import Report, UpstreamReport, read_report
 from proxy.outcome import Ending, Outcome
-from proxy.spool import fallback_pending, forwarder_state, intake_stats, ledger_of, ledger_off, spool_bytes, unready
+from proxy.spool import fallback_pending, intake_stats, ledger_of, ledger_off, spool_bytes, unready
 from proxy.spool.port import RECEIVED, REFUSED, TRIMMED, IntakeStats, Ledger, SpoolConfig, SpoolError
 
 AUDIT_EVERY_S, AUDIT_MOST = 60, 200_000
@@ -58,7 +58,7 @@ def look(config: AdminConfig) -> Reading:
     fallback = 0
     try:
         fallback = fallback_pending(spool)
-        told = report(forwarder_state(spool))
+        told = read_report(spool)
         off = _ledger_off(spool, int(time.monotonic() / AUDIT_EVERY_S))
         seen = Seen(ledger_of(spool), told, intake_stats(spool), spool_bytes(spool), off)
     except (sqlite3.Error, OSError, SpoolError):
@@ -157,12 +157,15 @@ def _commits(stats: IntakeStats) -> Iterator[Metric]:
 def _upstreams(told: Report) -> Iterator[Metric]:
     running = told.is_running()
     yield GaugeMetricFamily("beacon_proxy_forwarder_running", "1 while a forwarder reports.", value=running)
+    yield GaugeMetricFamily("beacon_proxy_forwarders", "Forwarders at work on the spool, on all machines.", value=told.forwarders)
     state = GaugeMetricFamily(
         "beacon_proxy_upstream_state",
-        "1 for the circuit breaker's present state; a closed circuit is one that works.",
+        "1 for the circuit breaker's present state; a closed circuit is one that works (for one forwarder at least).",
         labels=["upstream", "state"],
     )
-    limit = GaugeMetricFamily("beacon_proxy_upstream_limit", "Most requests in flight just now.", labels=["upstream"])
+    limit = GaugeMetricFamily(
+        "beacon_proxy_upstream_limit", "Most requests in flight just now, of all forwarders.", labels=["upstream"]
+    )
     in_flight = GaugeMetricFamily("beacon_proxy_upstream_in_flight", "Requests in flight.", labels=["upstream"])
     for upstream, of in sorted(told.upstreams.items()):
         for name in STATES:

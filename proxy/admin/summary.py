@@ -3,9 +3,9 @@
 import time
 from typing import Any
 
-from proxy.admin.report import Report, report
+from proxy.admin.report import Report, read_report
 from proxy.outcome import Ending
-from proxy.spool import forwarder_state, ledger_of
+from proxy.spool import ledger_of
 from proxy.spool.port import RECEIVED, REFUSED, TRIMMED, Ledger, SpoolConfig
 
 STATES = {"closed": "takes beacons", "open": "takes nothing", "probing": "takes nothing, being probed"}
@@ -16,16 +16,21 @@ def in_words(told: dict[str, Any]) -> str:
     """What an upstream does just now."""
     if told["state"] == "closed" and told["refusal"]:
         return f"refuses every beacon ({told['refusal']})"
-    return STATES.get(told["state"], str(told["state"]))
+    words = STATES.get(told["state"], str(told["state"]))
+    return (
+        f"{words} (from {told['working']} of {told['forwarders']} forwarders)"
+        if 0 < told["working"] < told["forwarders"]
+        else words
+    )
 
 
 def read(config: SpoolConfig) -> dict[str, Any]:
     """The summary of the configured spool, whether or not anything runs."""
-    return summary(ledger_of(config), forwarder_state(config))
+    return summary(ledger_of(config), read_report(config))
 
 
-def summary(ledger: Ledger, state: bytes = b"") -> dict[str, Any]:
-    """The ledger and the forwarder's last report as plain data."""
+def summary(ledger: Ledger, told: Report) -> dict[str, Any]:
+    """The ledger and the forwarders' last reports as plain data."""
     oldest = ledger.oldest_pending_ms
     return {
         "received": ledger.total(RECEIVED),
@@ -38,7 +43,8 @@ def summary(ledger: Ledger, state: bytes = b"") -> dict[str, Any]:
         "trimmed": ledger.total(TRIMMED),
         "fallback": ledger.fallback,
         "set_aside": list(ledger.unread),
-        "upstreams": _upstreams(ledger, report(state)),
+        "forwarders": told.forwarders,
+        "upstreams": _upstreams(ledger, told),
     }
 
 
@@ -51,6 +57,8 @@ def _upstreams(ledger: Ledger, told: Report) -> dict[str, dict[str, Any]]:
         rate = of.per_second if running else 0.0
         found[upstream] = {
             "state": of.state if running else "no forwarder",
+            "forwarders": of.forwarders if running else 0,
+            "working": of.working if running else 0,
             "limit": of.limit,
             "in_flight": of.in_flight if running else 0,
             "per_second": rate,
@@ -78,6 +86,8 @@ def render(found: dict[str, Any]) -> str:
     if found["fallback"]:
         lines.append(f"fallback   {found['fallback']:>12,}   on this host, to be moved to the spool's servers")
     lines += [f"set aside  {name}: corrupt, not in the sums; see docs/reliability.md" for name in found["set_aside"]]
+    if found["forwarders"] != 1:
+        lines.append(f"forwarders {found['forwarders'] or 'none':>12}   at work")
     for upstream, told in found["upstreams"].items():
         takes = "" if not told["eta_s"] else f", {told['pending']:,} waiting: about {told['eta_s']:,} s"
         failure = f", last failure {told['last_failure']}" if told["last_failure"] and told["state"] != "closed" else ""

@@ -1,10 +1,13 @@
 """`check`: a configuration in plain words."""
 
 from proxy.forward.trial import try_out
+from proxy.hit import DEFAULT_SITE
 from proxy.settings import Settings
 from proxy.spool import look_at
 from proxy.spool.fallback.intake import WAIT_S
 from proxy.spool.jetstream import address as jetstream
+
+ELSEWHERE = "No forwarder runs beside the collectors: `forward`, or another machine's `serve` on the same spool, delivers."
 
 
 def describe(settings: Settings) -> str:
@@ -12,9 +15,9 @@ def describe(settings: Settings) -> str:
 
     Raises SettingsError when a key is missing, SpoolError, EnricherError or CannotTrace for what cannot be had.
     """
-    forwarder = settings.forwarder()
     look_at(settings.spool_config())
-    try_out(forwarder)
+    if settings.forward:
+        try_out(settings.forwarder())
     base = f"http://{settings.host}:{settings.port}{settings.prefix[0]}"
     lines = [
         f"Beacons are taken at {base}/e, /s and /a, several at once at /b; collector processes: {settings.workers}.",
@@ -23,29 +26,48 @@ def describe(settings: Settings) -> str:
         f"Beyond {settings.max_bytes:,} bytes in the spool new beacons are refused (503); what is stored stays.",
     ]
     lines.append(f"Health and status are answered at http://{settings.admin_host}:{settings.admin_port}/ (keep it private).")
-    if not settings.sites:
-        lines.append(f"Beacons for every host go to {settings.upstream}, with the configured API key (not shown).")
-    for name, site in settings.sites.items():
-        own = "its own API key" if site.api_key else "the top-level API key"
-        lines.append(f"Site {name}: beacons for {', '.join(site.hosts)} go to {forwarder.sites[name].upstream}, with {own}.")
-    if settings.sites:
-        default = f"go to {settings.upstream} with the top-level API key" if settings.api_key else "are dropped (unknown_host)"
-        lines.append(f"Beacons for any other host {default}.")
-    days = settings.max_age / 86400
     lines += [
-        f"Up to {settings.concurrency} requests are in flight; an attempt may take {settings.attempt_timeout:g} s; failures are "
-        f"tried again after {settings.backoff_base:g} s, doubling up to {settings.backoff_cap:g} s, for {days:g} days.",
+        *(_delivery(settings) if settings.forward else [ELSEWHERE]),
+        *_sites(settings),
         f"X-Forwarded-For is believed from {', '.join(settings.trusted_proxies) or 'nobody'}.",
-        f"The client's address goes upstream as {settings.address_property}."
-        if settings.address_property
-        else "The client's address does not go upstream.",
         _identity(settings),
         _privacy(settings),
-        f"On events is filled in: {', '.join(forwarder.enrich.enrichers) or 'nothing'}"
-        + (f", and places from {settings.geo_database}." if settings.geo_database else "."),
         "The configuration is good.",
     ]
     return "\n".join(lines)
+
+
+def _sites(settings: Settings) -> list[str]:
+    """Whose beacons go where."""
+
+    def goes(upstream: str | None, key: str) -> str:
+        return f" go to {upstream or settings.upstream}, with {key}" if settings.forward else " are taken"
+
+    if not settings.sites:
+        return [f"Beacons for every host{goes(None, 'the configured API key (not shown)')}."]
+    lines = []
+    for name, site in settings.sites.items():
+        own = "its own API key" if site.api_key else "the top-level API key"
+        lines.append(f"Site {name}: beacons for {', '.join(site.hosts)}{goes(site.upstream, own)}.")
+    known = DEFAULT_SITE in settings.site_names()
+    other = goes(None, "the top-level API key") if known else " are dropped (unknown_host)"
+    return [*lines, f"Beacons for any other host{other}."]
+
+
+def _delivery(settings: Settings) -> list[str]:
+    """What the forwarder will do."""
+    days = settings.max_age / 86400
+    shared = " (of all forwarders on this spool together)" if settings.spool.startswith("nats:") else ""
+    return [
+        f"Up to {settings.concurrency} requests are in flight{shared}; an attempt may take {settings.attempt_timeout:g} s; "
+        f"failures are tried again after {settings.backoff_base:g} s, doubling up to {settings.backoff_cap:g} s, "
+        f"for {days:g} days.",
+        f"The client's address goes upstream as {settings.address_property}."
+        if settings.address_property
+        else "The client's address does not go upstream.",
+        f"On events is filled in: {', '.join(settings.enrichers) or 'nothing'}"
+        + (f", and places from {settings.geo_database}." if settings.geo_database else "."),
+    ]
 
 
 def _names(settings: Settings) -> list[str]:

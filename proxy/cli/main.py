@@ -51,7 +51,7 @@ def serve(
 
     Each is a process of its own and is restarted if it dies. SIGTERM and Ctrl-C stop them: what was accepted is answered, what is
     not delivered stays in the spool. SIGHUP reads the settings anew, a key file for example, and replaces the processes that they
-    concern. Needs api_key.
+    concern. Needs api_key, unless the setting forward is off.
     """
     from proxy.cli.supervisor import Supervisor
     from proxy.log import configure, log, own_process
@@ -76,9 +76,10 @@ def serve(
 
 @app.command()
 def forward(config: ConfigOption = None) -> None:
-    """Run a forwarder alone, beside collectors that run elsewhere (a WSGI host, say) on the same spool directory.
+    """Run a forwarder alone, beside collectors that run elsewhere (a WSGI host, say) on the same spool.
 
-    If another forwarder is at work on the spool, this one waits and takes over when that one ends. Needs api_key.
+    If another forwarder is at work on a spool directory, this one waits and takes over when that one ends. On a nats:// spool any
+    number work at once and share what may be in flight to an upstream. Needs api_key.
     """
     from proxy.cli.forward import run
     from proxy.log import configure, log, own_process

@@ -46,7 +46,8 @@ Reload = Callable[[], Settings]
 class _Child:
     name: str
     arguments: list[str]
-    config: bytes
+    config: bytes | None
+    """None: it is no longer wanted, and forgotten when it has ended."""
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     due: float = 0.0
@@ -108,7 +109,7 @@ class Supervisor:
         fd, admin_fd = (str(listener.fileno()) for listener in self._listeners)
         self.url, self.admin_url = (_url(listener) for listener in self._listeners)
         self._children = [
-            _Child("forwarder", ["forwarder"], configs["forwarder"]),
+            *([_forwarder(configs)] if "forwarder" in configs else []),
             *(_Child(f"collector-{n}", ["collector", fd], configs["collector"]) for n in range(settings.workers)),
             *([_Child("mover", ["mover"], configs["mover"])] if settings.spool_config().fallback else []),
             _Child("admin", ["admin", admin_fd], configs["admin"]),
@@ -143,7 +144,7 @@ class Supervisor:
     def _start_due(self) -> None:
         now = time.monotonic()
         for child in self._children:
-            if child.process is None and now >= child.due:
+            if child.process is None and child.config is not None and now >= child.due:
                 child.started = child.patience_from = now
                 child.beats = child.replaced = False
                 child.pulse, beat = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -192,17 +193,20 @@ class Supervisor:
             for name in ("spool", "fallback", "host", "port", "admin_host", "admin_port", "workers"):
                 if getattr(settings, name) != getattr(self._settings, name):
                     raise SettingsError(f"{name}: a change of this setting needs a restart")
-            _try(configs["forwarder"])
+            if "forwarder" in configs:
+                _try(configs["forwarder"])
         except SettingsError as error:
             log.error("settings not taken: all goes on as before", reason=str(error))
             return
         self._settings = settings
-        changed = [child for child in self._children if child.config != configs[child.arguments[0]]]
+        changed = [child for child in self._children if child.config != configs.get(child.arguments[0])]
         for child in changed:
-            child.config = configs[child.arguments[0]]
+            child.config = configs.get(child.arguments[0])
             if child.process is not None:
                 child.replaced = True
                 child.process.terminate()
+        if "forwarder" in configs and not any(child.name == "forwarder" for child in self._children):
+            self._children.insert(0, _forwarder(configs))
         log.info("settings taken", replaced=[child.name for child in changed])
 
     def _reap(self) -> bool:
@@ -212,13 +216,14 @@ class Supervisor:
                 _close_pipe(child.process)
                 os.close(child.pulse)
                 child.process = None
-                if code == EX_CONFIG:
+                if code == EX_CONFIG and child.config is not None:
                     log.error("stopping: a process cannot run as configured", process=child.name)
                     return False
                 now = time.monotonic()
                 child.due = now + (RESTART_PAUSE_S if now - child.started < 5 and not child.replaced else 0)
                 if not child.replaced:
                     log.warning("died, will be restarted", process=child.name, status=code)
+        self._children = [child for child in self._children if child.process is not None or child.config is not None]
         return True
 
     def _stop(self) -> None:
@@ -238,15 +243,19 @@ class Supervisor:
             _close_pipe(process)
 
 
+def _forwarder(configs: dict[str, bytes]) -> _Child:
+    return _Child("forwarder", ["forwarder"], configs["forwarder"])
+
+
 def _configs(settings: Settings) -> dict[str, bytes]:
     """What each role is told, as a line of JSON; only the forwarder's has keys. Raises SettingsError."""
-    forwarder = settings.forwarder()
-    configs = {
+    configs: dict[str, msgspec.Struct] = {
         "collector": settings.collector(),
-        "forwarder": forwarder,
         "mover": MoverConfig(settings.spool_config(), settings.log_level, settings.log_format),
-        "admin": AdminConfig(settings.spool_config(), tuple(forwarder.sites), settings.log_level, settings.log_format),
+        "admin": AdminConfig(settings.spool_config(), settings.site_names(), settings.log_level, settings.log_format),
     }
+    if settings.forward:
+        configs["forwarder"] = settings.forwarder()
     return {role: msgspec.json.encode(config) + b"\n" for role, config in configs.items()}
 
 

@@ -22,18 +22,18 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from proxy.admin.report import STALE_S, report
+from proxy.admin.report import STALE_MS, read_report
 from proxy.forward.watch import RETRY
 from proxy.hit import KINDS
 from proxy.outcome import Ending, Outcome
-from proxy.spool import forwarder_state, watching
+from proxy.spool import watching
 from proxy.spool.port import REFUSED, SpoolConfig, Tapped
 from proxy.spool.tap import DATAGRAM_BYTES
 
 OUTCOMES = (*(outcome.value for outcome in Outcome), REFUSED, RETRY)
 HELD = 10_000
 """Beacons that may wait for a slow terminal."""
-PATIENCE_S = STALE_S + 1
+PATIENCE_S = STALE_MS / 1000 + 1
 """After so long without a line, one says what is waited for; then less and less often. By then a dead forwarder is known."""
 MASK = "…"
 LONGEST = 400
@@ -178,7 +178,7 @@ class _Waiting:
         line = f"still waiting for beacons{' ' + wanted if wanted else ''}"
         if self._others:
             line += f"; {self._others:,} others went by"
-        if not report(forwarder_state(self._config)).is_running():
+        if not read_report(self._config).is_running():
             line += "; no forwarder is running, so deliveries cannot be seen (start `beacon-proxy serve`)"
         self._say(line)
 

@@ -18,12 +18,12 @@ from proxy.beacon import parse, plain_name
 from proxy.delivery import Answer, Final, Verdict, decide, delivered, refused
 from proxy.enrich import Enrichment, load
 from proxy.enrich.bot import is_bot
-from proxy.forward import clock as clocks
 from proxy.forward.clock import Clock
 from proxy.forward.config import ForwarderConfig
 from proxy.forward.pacing import State
-from proxy.forward.route import Route, RouteStats, monotonic_ms
+from proxy.forward.route import Route, monotonic_ms
 from proxy.forward.sign import UpstreamRequest, sign
+from proxy.forward.telling import open_telling
 from proxy.forward.traces import Traces
 from proxy.forward.upstream import open_upstream
 from proxy.forward.watch import Seen, Watch
@@ -38,8 +38,6 @@ IDLE_S = 0.02
 """Between two looks at an empty spool."""
 SETTLE_S = 0.02
 """Settlements gather this long before they are written together."""
-PUBLISH_S = 1.0
-"""Between two reports of the state."""
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -94,22 +92,20 @@ class Forwarder:
         self._runners: set[asyncio.Task[None]] = set()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="spool-reader")
         self._disk.submit(int).result()  # its thread has the priority of who starts it: now
-        before = _published_before(outlet)
+        self._telling = open_telling(config, outlet, self._on_disk)
         routes: dict[str, Route] = {}
         self._by_site: dict[str, Route] = {}
         for name, site in config.sites.items():
             if site.upstream not in routes:
-                told = before.upstreams.get(site.upstream, _UpstreamBefore())
-                routes[site.upstream] = Route(site.upstream, config.concurrency, told.stats)
+                routes[site.upstream] = self._telling.route(site.upstream)
             route = routes[site.upstream]
             route.sites.add(name)
             self._by_site[name] = route
         self._routes = list(routes.values())
         self._enrichment = load(config.enrich)
-        self._clock = Clock(before.clock)
+        self._clock = Clock(self._telling.before.clock)
         self._watch = Watch(outlet)
         self._traces = Traces(config.trace_ratio) if config.trace_ratio else None
-        self._published = -PUBLISH_S
 
     def stop(self) -> None:
         """Claim no more."""
@@ -124,11 +120,12 @@ class Forwarder:
                 await self._turn()
             await self._drain()
         finally:
-            for runner in self._runners:
+            cut_off = set(self._runners)
+            for runner in cut_off:
                 runner.cancel()
-            await asyncio.gather(*self._runners, return_exceptions=True)
+            await asyncio.gather(*cut_off, return_exceptions=True)
             await self._on_disk(self._outlet.settle, self._take_settled())
-            await self._publish()
+            await self._telling.end(self._routes, self._clock.seen, cut_off=bool(cut_off))
             await self._on_disk(self._outlet.close)
             self._disk.shutdown()
             await self._upstream.close()
@@ -150,7 +147,7 @@ class Forwarder:
                     route.queue.append(claim)
         for route in self._routes:
             self._set_going(route)
-        if time.monotonic() - self._published >= PUBLISH_S:
+        if self._telling.due():
             await self._publish()
         self._wake.clear()
         if not self._settled and not self._stopping.is_set():
@@ -158,18 +155,11 @@ class Forwarder:
                 await asyncio.wait_for(self._wake.wait(), SETTLE_S if self._runners else IDLE_S)
 
     async def _publish(self) -> None:
-        self._published = time.monotonic()
         if self._clock.look():
             log.warning("the wall clock jumped: no beacon is called too old before max_age has passed from now on")
         for route in self._routes:
             self._tell(route)
-        state = {
-            "clock": self._clock.seen,
-            "upstreams": {route.upstream: route.state() for route in self._routes},
-            "last": [] if self._stopping.is_set() else self._watch.last(self._clock.now_ms()),
-        }
-        written_ms = 0 if self._stopping.is_set() else self._clock.seen.wall_ms  # 0: nobody is at work any more
-        await self._on_disk(self._outlet.publish, msgspec.json.encode({"written_ms": written_ms, **state}))
+        await self._telling.tell(self._routes, self._clock.seen, self._watch.last(self._clock.now_ms()))
 
     async def _drain(self) -> None:
         """Give back what no attempt was begun for; let the attempts under way end, within the grace."""
@@ -268,20 +258,3 @@ class Forwarder:
 
     async def _on_disk(self, call: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._disk, call, *args)
-
-
-class _UpstreamBefore(msgspec.Struct):
-    stats: RouteStats = msgspec.field(default_factory=RouteStats)
-
-
-class _Published(msgspec.Struct):
-    clock: clocks.Seen | None = None
-    upstreams: dict[str, _UpstreamBefore] = {}
-
-
-def _published_before(outlet: Outlet) -> _Published:
-    """What a forwarder left when it last looked: its clocks, and the figures to count on from. Empty if that cannot be known."""
-    try:
-        return msgspec.json.decode(outlet.recall(), type=_Published)
-    except msgspec.DecodeError:
-        return _Published()

@@ -40,6 +40,7 @@ class Pace(msgspec.Struct):
     """One upstream's state. `now_ms` is a monotonic clock: the wall clock may jump."""
 
     ceiling: int
+    """Most in flight whatever the limit; where forwarders share the upstream it changes, and may be 0."""
     limit: float = START_LIMIT
     in_flight: int = 0
     state: State = State.CLOSED
@@ -53,6 +54,8 @@ class Pace(msgspec.Struct):
     window_ms: int = 0
     last_failure: str = ""
     """The latest one, for the operator."""
+    failed_ms: int | None = None
+    """When that was."""
     failures: int = 0
     """In a row."""
     probe_at_ms: int = 0
@@ -66,7 +69,7 @@ class Pace(msgspec.Struct):
         if self.state is State.CLOSED:
             return max(0, int(min(self.limit, self.ceiling)) - self.in_flight)
         if self.state is State.OPEN and now_ms >= self.probe_at_ms:
-            return max(0, 1 - self.in_flight)
+            return max(0, min(1, self.ceiling) - self.in_flight)
         return 0
 
     def began(self) -> None:
@@ -80,7 +83,7 @@ class Pace(msgspec.Struct):
         self.in_flight -= 1
         self.failures, self.proven = 0, True
         if self.state is not State.CLOSED:
-            self.state, self.limit, self.growing = State.CLOSED, min(START_LIMIT, self.ceiling), True
+            self.state, self.limit, self.growing = State.CLOSED, min(START_LIMIT, max(1, self.ceiling)), True
             self.health, self.probe_wait_ms = 1.0, PROBE_BASE_MS
         self.health += (1.0 - self.health) * 0.05
         if now_ms - self.window_ms > BEST_WINDOW_MS:
@@ -89,13 +92,14 @@ class Pace(msgspec.Struct):
         if took_ms > max(SLOW_LEAST_MS, SLOW_FACTOR * min(self.best_ms, self.best_before_ms or self.best_ms)):
             self._decrease(now_ms, SLOW_DECREASE, START_LIMIT)
         elif self.in_flight + 1 >= self.limit * 0.5:  # a limit that is not used says nothing about a higher one
-            self.limit = min(float(self.ceiling), self.limit + (1.0 if self.growing else 1.0 / self.limit))
+            higher = min(float(self.ceiling), self.limit + (1.0 if self.growing else 1.0 / self.limit))
+            self.limit = max(self.limit, higher)
 
     def failed(self, failure: str, now_ms: int) -> None:
         """An answer, or the lack of one, that says the upstream does not work just now."""
         self.in_flight -= 1
         self.failures += 1
-        self.last_failure = failure
+        self.last_failure, self.failed_ms = failure, now_ms
         self.health -= self.health * 0.05
         self._decrease(now_ms, DECREASE)
         if self.state is State.PROBING:
@@ -122,4 +126,5 @@ class Pace(msgspec.Struct):
         self.growing = False
         if now_ms - self.decreased_ms >= DECREASE_EVERY_MS and self.limit > least:
             self.decreased_ms = now_ms
-            self.limit = max(least, self.limit * factor)
+            used = min(self.limit, self.ceiling) if self.ceiling else self.limit
+            self.limit = max(least, used * factor)

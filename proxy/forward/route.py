@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -42,25 +43,26 @@ class RouteStats(msgspec.Struct):
 
 
 def monotonic_ms() -> int:
-    """The pace's clock."""
-    return time.monotonic_ns() // 1_000_000
+    """The pace's clock: it goes on while the machine is suspended."""
+    return time.clock_gettime_ns(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)) // 1_000_000
 
 
 class Route:
     """Hits wait here between claim and attempt, a few moments' worth."""
 
-    def __init__(self, upstream: str, ceiling: int, stats: RouteStats | None = None) -> None:
+    def __init__(self, upstream: str, share: Callable[[int], int], stats: RouteStats) -> None:
+        """`share`: most requests in flight at that time (monotonic_ms). `stats` are counted on from."""
         self.upstream = upstream
         self.sites: set[str] = set()
-        self.pace = Pace(ceiling)
+        self._share = share
+        self.pace = Pace(share(monotonic_ms()))
         self.queue: deque[Claim] = deque()
         self.delivered = 0
         self._closed = True
         self.since_ms = 0
         """When the breaker opened or closed last, milliseconds since the epoch."""
         self.stats = RouteStats()
-        if stats is not None:
-            self.stats.add(stats)
+        self.stats.add(stats)
         self.trouble = Trouble()
         self.refusing = Trouble()
         self._refused = 0
@@ -88,13 +90,24 @@ class Route:
 
     def wanted(self) -> int:
         """How many more hits to claim for it now."""
+        room = self._room()
         if self.pace.state is State.CLOSED:
             return 4 * int(min(self.pace.limit, self.pace.ceiling)) - len(self.queue) - self.pace.in_flight
-        return PROBE_CHOICE - len(self.queue) if self.pace.room(monotonic_ms()) else 0
+        return PROBE_CHOICE - len(self.queue) if room else 0
 
     def may_send(self) -> bool:
         """There is a hit, and room for it upstream."""
-        return bool(self.queue) and self.pace.room(monotonic_ms()) > 0
+        return bool(self.queue) and self._room() > 0
+
+    def take_stats(self) -> RouteStats:
+        """What was counted, to be counted by somebody else from now on."""
+        taken, self.stats = self.stats, RouteStats()
+        return taken
+
+    def _room(self) -> int:
+        now_ms = monotonic_ms()
+        self.pace.ceiling = self._share(now_ms)
+        return self.pace.room(now_ms)
 
     def state(self) -> dict[str, Any]:
         """For `status`; call it about once a second."""
@@ -108,8 +121,8 @@ class Route:
             "in_flight": self.pace.in_flight,
             "per_second": round(self._rate, 1),
             "last_failure": self.pace.last_failure,
+            "failed_ago_ms": None if self.pace.failed_ms is None else now - self.pace.failed_ms,
             "since_ms": self.since_ms,
             "refusal": self.refusal,
             "sites": sorted(self.sites),
-            "stats": self.stats,
         }

@@ -138,7 +138,10 @@ class Settings(BaseModel):
     geo_database: Path | None = Field(None, description="A MaxMind-format database; fills in `Country`, `Region`, `City`.")
     engine: Literal["pyreqwest", "httpx"] = Field("pyreqwest", description="The HTTP client towards the upstream.")
     concurrency: int = Field(
-        128, ge=1, le=1024, description="Most requests in flight to one upstream; how many it takes is found out below that."
+        128,
+        ge=1,
+        le=1024,
+        description="Most requests in flight to one upstream, of all forwarders on the spool; what it takes is found out.",
     )
     attempt_timeout: float = Field(10.0, gt=0, le=300, description="Seconds one attempt may take.")
     backoff_base: float = Field(0.5, gt=0, le=3600, description="Seconds of the first back-off; doubles with each attempt.")
@@ -155,6 +158,11 @@ class Settings(BaseModel):
         ge=0,
         le=1,
         description="Share of beacons of which OpenTelemetry traces are told, 0 to 1 (extra `traces`); see docs/traces.md.",
+    )
+    forward: bool = Field(
+        True,
+        description="Whether `serve` runs a forwarder beside the collectors. Off: `forward`, or another machine's `serve`, "
+        "delivers, and no `api_key` is needed here.",
     )
     embedded_forwarder: bool = Field(
         False, description="`proxy.asgi:app` only: deliver from the application's own process (its lifespan)."
@@ -216,6 +224,13 @@ class Settings(BaseModel):
             fallback = FALLBACK if self.spool.startswith("nats:") else ""
         return SpoolConfig(self.spool, self.durability, self.max_bytes, self.commit_timeout, fallback)
 
+    def site_names(self) -> tuple[str, ...]:
+        """Of all sites that take beacons."""
+        return ((DEFAULT_SITE,) if self._has_default_site() else ()) + tuple(self.sites)
+
+    def _has_default_site(self) -> bool:
+        return not self.sites or self.api_key is not None or self.api_key_file is not None
+
     def collector(self) -> CollectorConfig:
         """The collector's part: without any key."""
         return CollectorConfig(
@@ -225,7 +240,7 @@ class Settings(BaseModel):
             parameters={name: tuple(names) for name, names in self.parameters.items()},
             script=ScriptRules(tuple(self.script), tuple(self.script_events), self.script_beside_vendor),
             hosts={host: name for name, site in self.sites.items() for host in site.hosts},
-            default_site=not self.sites or self.api_key is not None or self.api_key_file is not None,
+            default_site=self._has_default_site(),
             sites={
                 DEFAULT_SITE: SiteRules(tuple(self.origins), self.cookie_domain),
                 **{

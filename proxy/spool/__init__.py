@@ -9,7 +9,7 @@ from proxy.spool.fallback.place import FallbackPlace
 from proxy.spool.jetstream.place import JetStreamPlace
 from proxy.spool.memory import MemoryPlace
 from proxy.spool.place import Place
-from proxy.spool.port import DeadLetters, Intake, IntakeStats, Ledger, Outlet, SpoolConfig
+from proxy.spool.port import DeadLetters, Intake, IntakeStats, Ledger, Outlet, SpoolConfig, Told
 from proxy.spool.sqlite.place import SqlitePlace
 
 PLACES: dict[str, Callable[[SpoolConfig], Place]] = {"sqlite": SqlitePlace, "memory": MemoryPlace, "nats": JetStreamPlace}
@@ -61,9 +61,14 @@ def some_hits(config: SpoolConfig, most: int) -> list[Hit]:
     return _place(config).some_hits(most)
 
 
-def forwarder_state(config: SpoolConfig) -> bytes:
-    """What the forwarder published last; b"" if nothing."""
-    return _place(config).forwarder_state()
+def forwarder_states(config: SpoolConfig) -> list[Told]:
+    """What each forwarder published last; those who ended may be left out."""
+    return _place(config).forwarder_states()
+
+
+def forwarder_figures(config: SpoolConfig) -> bytes:
+    """What all forwarders have counted; b"" if nothing."""
+    return _place(config).forwarder_figures()
 
 
 def intake_stats(config: SpoolConfig) -> IntakeStats:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from proxy.delivery import Final
 from proxy.hit import Hit
 from proxy.outcome import Ending, Outcome
+from proxy.spool.peers import Peers
 from proxy.spool.port import (
     RECEIVED,
     REFUSED,
@@ -25,11 +26,14 @@ from proxy.spool.port import (
     SpoolConfig,
     SpoolError,
     Tapped,
+    Told,
 )
 
 
 class MemorySpool:
     """Both halves of the port over one dictionary."""
+
+    peers: Peers | None = None
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -160,7 +164,10 @@ class MemoryPlace:
     def some_hits(self, most: int) -> list[Hit]:
         return []
 
-    def forwarder_state(self) -> bytes:
+    def forwarder_states(self) -> list[Told]:
+        return [Told(0, state)] if (state := self._spool.recall()) else []
+
+    def forwarder_figures(self) -> bytes:
         return self._spool.recall()
 
     def intake_stats(self) -> IntakeStats:

@@ -5,7 +5,7 @@ import socket
 from typing import Protocol
 
 from proxy.hit import Hit
-from proxy.spool.port import DeadLetters, Intake, IntakeStats, Ledger, Outlet
+from proxy.spool.port import DeadLetters, Intake, IntakeStats, Ledger, Outlet, Told
 
 
 class Place(Protocol):
@@ -38,8 +38,11 @@ class Place(Protocol):
     def some_hits(self, most: int) -> list[Hit]:
         """Up to so many of those that wait or are dead; none where there is no spool."""
 
-    def forwarder_state(self) -> bytes:
-        """What a forwarder published last; b"" if nothing."""
+    def forwarder_states(self) -> list[Told]:
+        """What each forwarder published last; those who ended may be left out."""
+
+    def forwarder_figures(self) -> bytes:
+        """What forwarders count on from (Outlet.recall)."""
 
     def intake_stats(self) -> IntakeStats:
         """How the collectors' commits went."""

@@ -6,7 +6,7 @@ out again after a crash until it is settled; the ledger is counted together with
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -14,6 +14,9 @@ from proxy.delivery import Verdict
 from proxy.histogram import SECONDS, SIZES, Histogram
 from proxy.hit import Hit
 from proxy.outcome import Ending, Outcome
+
+if TYPE_CHECKING:
+    from proxy.spool.peers import Peers
 
 RECEIVED, REFUSED, TRIMMED = "received", "refused", "trimmed"
 """The ledger's counts that are no outcome: answered 200; answered 503; delivered, but shortened to the API's limits."""
@@ -161,6 +164,10 @@ class Outlet(Protocol):
     """The forwarder's half. One at a time for a spool, unless its adapter allows more. It does not raise for what may pass
     (a lock, a full disk)."""
 
+    @property
+    def peers(self) -> "Peers | None":
+        """The others at work on the spool; None where there can be none."""
+
     def claim(self, limit: int, now_ms: int, closed: Collection[str] = ()) -> list[Claim]:
         """Up to `limit` hits, oldest first, that are due, not in flight, and not of the sites in `closed`.
 
@@ -178,7 +185,8 @@ class Outlet(Protocol):
         """Leave the forwarder's state where `status` finds it."""
 
     def recall(self) -> bytes:
-        """The state published last, by this forwarder or an earlier one; b"" if none."""
+        """What forwarders before this one left: the state that the last one published or, with peers, what they keep together;
+        b"" if nothing."""
 
     def watched(self) -> bool:
         """Whether somebody wants to be shown what becomes of each hit (`beacon-proxy tail`)."""
@@ -188,6 +196,13 @@ class Outlet(Protocol):
 
     def close(self) -> None:
         """Let go; what is in flight is given out again to the next."""
+
+
+class Told(NamedTuple):
+    """What a forwarder published last, and how long ago that was, by the spool's own clock."""
+
+    age_ms: int
+    state: bytes
 
 
 class DeadLetter(msgspec.Struct, frozen=True):

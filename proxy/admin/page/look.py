@@ -14,10 +14,10 @@ from typing import NamedTuple, TypeVar, cast
 
 import msgspec
 
-from proxy.admin.report import Report, StatsReport, report
+from proxy.admin.report import Report, StatsReport, read_report
 from proxy.beacon import MAX_NAME, parameters
 from proxy.outcome import Ending
-from proxy.spool import forwarder_state, intake_stats, ledger_of, ledger_off, open_dead_letters, spool_bytes, unready
+from proxy.spool import intake_stats, ledger_of, ledger_off, open_dead_letters, spool_bytes, unready
 from proxy.spool.port import RECEIVED, REFUSED, DeadFilter, DeadLetter, IntakeStats, Ledger, SpoolConfig, SpoolError
 
 T = TypeVar("T")
@@ -144,7 +144,7 @@ class Look:
         if not looked_at:
             self._stats.clear()
             return
-        told, commits = report(forwarder_state(self.config)), intake_stats(self.config)
+        told, commits = read_report(self.config), intake_stats(self.config)
         self._stats.append((commits, {upstream: of.stats for upstream, of in told.upstreams.items()}))
         off = self._rarely("count", COUNT_EVERY_S, lambda: ledger_off(self.config, COUNT_MOST))
         died = sum(ledger.ending(Ending.DEAD).values())

@@ -129,7 +129,8 @@ function figure(name, value, note) {
   return make("div", "", make("dt", "", name), make("dd", "", value, note ? make("small", "", note) : null));
 }
 
-function showUpstreams(upstreams) {
+function showUpstreams(upstreams, forwarders) {
+  say(byId("forwarders"), forwarders > 1 ? `${number(forwarders)} forwarders at work` : "");
   fill("upstreams", upstreams, () => upstreams.map(up => {
     const closed = up.state === "closed", good = closed && !up.refusal;
     const since = up.since_s != null && !up.refusal ? ` for ${span(up.since_s)}` : "";
@@ -274,7 +275,7 @@ function show(told) {
   showVerdict(told.verdict, !told.unready);
   showLedger(told.ledger, told.off);
   drawCharts(told.history);
-  showUpstreams(told.upstreams);
+  showUpstreams(told.upstreams, told.ledger.forwarders);
   showOutcomes(told.outcomes);
   showDisk(told.commit, told.spool, told.beacons_a_commit);
   showDead(told.outcomes, told.letters);

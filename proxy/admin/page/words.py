@@ -39,7 +39,7 @@ class Verdict(msgspec.Struct, frozen=True):
 def now(reading: Reading, now_ms: int, *, values: bool = False) -> dict[str, Any]:
     """Everything on the page but the charts' history. `values`: unmasked."""
     ledger, told = reading.ledger, reading.told
-    found = summary(ledger, msgspec.json.encode(told))
+    found = summary(ledger, told)
     return {
         "at_ms": reading.at_ms,
         "version": __version__,

@@ -1,13 +1,12 @@
 """Does the ledger balance, and does the spool drain?"""
 
-import time
 from collections.abc import Iterator
 
-from proxy.admin.report import report
+from proxy.admin.report import read_report
 from proxy.admin.summary import summary
 from proxy.cli.doctor.finding import Finding, ok, skipped, warning, wrong
 from proxy.cli.doctor.installation import Installation
-from proxy.spool import begun, forwarder_state, ledger_of, ledger_off
+from proxy.spool import begun, ledger_of, ledger_off
 
 MOST_COUNTED = 200_000
 OLD_S = 300
@@ -17,15 +16,14 @@ def look(installation: Installation) -> Iterator[Finding]:
     if installation.spool.url.startswith("memory:") or not begun(installation.spool):
         yield skipped("there is no spool that others can see")
         return
-    state = forwarder_state(installation.spool)
-    found = summary(ledger_of(installation.spool), state)
-    if report(state).is_running():
-        yield ok("a forwarder is running")
+    told = read_report(installation.spool)
+    found = summary(ledger_of(installation.spool), told)
+    if told.is_running():
+        yield ok("a forwarder is running" if told.forwarders == 1 else f"{told.forwarders} forwarders are running")
     else:
-        written_ms = report(state).written_ms
-        since = "the last one was stopped" if state else "none ever reported"
-        if written_ms:
-            since = f"the last one reported {time.time() - written_ms / 1000:,.0f} s ago"
+        since = "the last one was stopped" if told.upstreams else "none ever reported"
+        if told.silent_ms is not None:
+            since = f"the last one reported {told.silent_ms / 1000:,.0f} s ago"
         yield wrong(
             f"no forwarder is running ({since}): nothing is delivered",
             "start `beacon-proxy serve`, or `forward` beside a WSGI host",

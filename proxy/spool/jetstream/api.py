@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 STREAM_NOT_FOUND, CONSUMER_NOT_FOUND, MESSAGE_NOT_FOUND = 10059, 10014, 10037
 STREAM_EXISTS, CONSUMER_EXISTS = 10058, 10148
 NOT_ENABLED, NOT_ENABLED_FOR_ACCOUNT = 10076, 10039
+WRONG_LAST_SEQUENCE = (10071, 10164)
 UNAVAILABLE = 10008
 """There is no leader just now."""
 PATIENCE_S = 5.0
@@ -37,6 +38,24 @@ async def ask(client: "Client", what: str, body: Any = None, patience_s: float =
     return answer
 
 
+async def store_after(client: "Client", subject: str, last: int, payload: bytes, patience_s: float = PATIENCE_S) -> int | None:
+    """Publish, and wait until it is stored: its sequence. None if `last` is not the sequence of the last under that subject (0:
+    there is none). Raises ApiError, or nats.errors.Error where no answer comes.
+    """
+    from nats.errors import NoRespondersError
+
+    headers = {"Nats-Expected-Last-Subject-Sequence": str(last)}
+    try:
+        answer = json.loads((await client.request(subject, payload, timeout=patience_s, headers=headers)).data)
+    except NoRespondersError:
+        raise ApiError(UNAVAILABLE, "nobody has the stream just now") from None
+    if error := answer.get("error"):
+        if error.get("err_code") in WRONG_LAST_SEQUENCE:
+            return None
+        raise ApiError(error.get("err_code", 0), error.get("description", ""))
+    return int(answer["seq"])
+
+
 async def ask_all(client: "Client", what: str, of: str, body: dict[str, Any]) -> tuple[list[Any], list[str]]:
     """All pages of a listing, and the names of streams that nobody answered for."""
     found: list[Any] = []
@@ -52,9 +71,10 @@ async def ask_all(client: "Client", what: str, of: str, body: dict[str, Any]) ->
 
 
 async def read_direct(client: "Client", stream: str, body: dict[str, Any], patience_s: float = PATIENCE_S) -> "list[Msg]":
-    """Many messages for one request (ADR-31), from whichever replica answers. Headers: Nats-Subject, Nats-Sequence.
+    """Many messages for one request (ADR-31), from whichever replica answers. Headers: Nats-Subject, Nats-Sequence,
+    Nats-Time-Stamp.
 
-    Raises ApiError where none can be had; none at all are an empty list.
+    Raises ApiError where not all can be had (one was replaced just then, say); none at all are an empty list.
     """
     found: list[Msg] = []
     inbox = client.new_inbox()
@@ -66,7 +86,7 @@ async def read_direct(client: "Client", stream: str, body: dict[str, Any], patie
             status = (msg.headers or {}).get("Status", "")
             if not status:
                 found.append(msg)
-            elif status in ("204", "404"):  # the end of the batch; nothing there
+            elif status == "204" or (status == "404" and not found):  # the end of the batch; nothing there
                 return found
             else:
                 raise ApiError(int(status), (msg.headers or {}).get("Description", ""))

@@ -141,6 +141,16 @@ class Flights:
                 self._more.pop(flight.key, None)
             return flight.reply
 
+    def waiting_of(self, sites: Collection[str]) -> list[tuple[Flight, int]]:
+        """Those that are not given out, and when they are due (0: at once); to be handed back."""
+        with self._lock:
+            mine = [(flight, 0) for flight in self._fresh if flight.site in sites]
+            mine += [(flight, due) for due, key in self._waiting if (flight := self._all[key]).site in sites]
+            self._fresh = [flight for flight in self._fresh if flight.site not in sites]
+            self._waiting = [(due, key) for due, key in self._waiting if self._all[key].site not in sites]
+            heapq.heapify(self._waiting)
+            return mine
+
     def unheard(self, since: float) -> list[Flight]:
         """Those of which the server was told nothing since then (monotonic); now it is."""
         with self._lock:

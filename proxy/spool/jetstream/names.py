@@ -38,6 +38,8 @@ class Names:
         self.all_hits = f"{base}.hits.>"
         self.dead, self.ledger, self.state = f"{base}_dead", f"{base}_ledger", f"{base}_state"
         self.all_dead, self.all_counts, self.all_states = f"{base}.dead.>", f"{base}.ledger.>", f"{base}.state.>"
+        self.figures = self.state_of("forwarders", "figures")
+        """What all forwarders have counted."""
         self.tap, self.watchers = f"{base}.tap", f"{base}.watchers"
 
     def hits_stream(self, site: str) -> str:

@@ -9,7 +9,6 @@ it stayed.
 
 import asyncio
 import contextlib
-import socket
 import time
 from collections.abc import Collection, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,9 +25,9 @@ from proxy.spool.jetstream.book import Book
 from proxy.spool.jetstream.flight import Flights, Source
 from proxy.spool.jetstream.link import Link
 from proxy.spool.jetstream.names import Names
+from proxy.spool.jetstream.peers import JetStreamPeers
 from proxy.spool.jetstream.pull import Puller
 from proxy.spool.jetstream.settler import Settler
-from proxy.spool.jetstream.state import last_state
 from proxy.spool.jetstream.tap import Tap
 from proxy.spool.port import Claim, Ledger, Settlement, SpoolConfig, SpoolError, Tapped
 
@@ -62,6 +61,7 @@ class JetStreamOutlet:
         self._looked = float("-inf")
         self._told_of = Trouble()
         self._link = Link(address, "beacon-proxy forwarder", self._subscribe)
+        self.peers = JetStreamPeers(self._names, self._link, self._run, self._flights, self._settler)
         if self._link.wait_open():
             try:
                 self._link.run(self._prepare(), 4 * api.PATIENCE_S)
@@ -113,12 +113,11 @@ class JetStreamOutlet:
         return self._link.ask(self._book.read(client), PATIENCE_S)
 
     def publish(self, state: bytes) -> None:
-        self._run(self._leave(state), None)
+        self._run(self.peers.tell(state), None)
         self._settle_kept()
 
     def recall(self) -> bytes:
-        """Of a forwarder on this machine: each has its own."""
-        return self._run(self._recall(), b"")
+        return self._run(self.peers.recall(), b"")
 
     def watched(self) -> bool:
         return self._tap.watched()
@@ -131,9 +130,6 @@ class JetStreamOutlet:
         self._saying.cancel()
         self._run(self._settler.put_off(self._link, [(reply, 0) for reply in self._flights.clear()]), None)
         self._link.close()
-
-    def _my_state(self) -> str:
-        return self._names.state_of("forwarder", socket.gethostname())
 
     def _settle_kept(self) -> None:
         if self._settler.kept:
@@ -215,14 +211,6 @@ class JetStreamOutlet:
             dry = {stream for stream, n in asked.items() if came[stream] < n}
             self._dry.update(dict.fromkeys(dry, time.monotonic()))
             wet = [stream for stream in wet if stream not in dry]
-
-    async def _recall(self) -> bytes:
-        client = self._link.client()
-        return await last_state(client, self._names, self._my_state()) if client is not None else b""
-
-    async def _leave(self, state: bytes) -> None:
-        if (client := self._link.client()) is not None:
-            await client.publish(self._my_state(), state)
 
     async def _keep_saying(self) -> None:
         """What is here stays ours: the server gives a hit of which it hears nothing to another."""

@@ -15,12 +15,12 @@ from proxy.spool.jetstream.book import Book
 from proxy.spool.jetstream.dead import JetStreamDeadLetters
 from proxy.spool.jetstream.intake import JetStreamIntake
 from proxy.spool.jetstream.link import Link, login
-from proxy.spool.jetstream.names import ANY, Names
+from proxy.spool.jetstream.names import Names
 from proxy.spool.jetstream.outlet import JetStreamOutlet
 from proxy.spool.jetstream.publisher import Publisher
-from proxy.spool.jetstream.state import all_intake_stats, last_state
+from proxy.spool.jetstream.state import all_intake_stats, all_told, last_of
 from proxy.spool.jetstream.tap import listening
-from proxy.spool.port import DeadFilter, DeadLetters, Intake, IntakeStats, Ledger, Outlet, SpoolConfig, SpoolError
+from proxy.spool.port import DeadFilter, DeadLetters, Intake, IntakeStats, Ledger, Outlet, SpoolConfig, SpoolError, Told
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -97,9 +97,11 @@ class JetStreamPlace:
             return []
         return [letter.hit for letter in self.dead_letters().list(DeadFilter(), most) if letter.hit is not None]
 
-    def forwarder_state(self) -> bytes:
-        """Of several forwarders the one that published last."""
-        return self._ask(lambda client: last_state(client, self._names, self._names.state_of("forwarder", ANY)))
+    def forwarder_states(self) -> list[Told]:
+        return self._ask(lambda client: all_told(client, self._names)) if self.begun() else []
+
+    def forwarder_figures(self) -> bytes:
+        return self._ask(lambda client: last_of(client, self._names, self._names.figures))[1]
 
     def intake_stats(self) -> IntakeStats:
         return self._ask(lambda client: all_intake_stats(client, self._names)) if self.begun() else IntakeStats()

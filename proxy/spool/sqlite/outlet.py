@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from proxy.log import Trouble, log
-from proxy.spool.port import Claim, ForwarderRunning, Ledger, Settlement, SpoolError, Tapped
+from proxy.spool.peers import Peers
+from proxy.spool.port import Claim, ForwarderRunning, Ledger, Settlement, SpoolError, Tapped, Told
 from proxy.spool.sqlite import file
 from proxy.spool.sqlite.reader import LaneReader
 from proxy.spool.sqlite.survey import read_ledger
@@ -27,6 +28,8 @@ STATE = "forwarder.json"
 
 class SqliteOutlet:
     """Used from one thread at a time. Raises ForwarderRunning if another forwarder holds the directory."""
+
+    peers: Peers | None = None
 
     def __init__(self, directory: str | Path) -> None:
         self._directory = Path(directory)
@@ -189,3 +192,12 @@ def read_state(directory: str | Path) -> bytes:
         return (Path(directory) / STATE).read_bytes()
     except OSError:
         return b""
+
+
+def read_told(directory: str | Path) -> list[Told]:
+    """The same, and when that was."""
+    try:
+        age_ms = int((time.time() - (Path(directory) / STATE).stat().st_mtime) * 1000)
+    except OSError:
+        return []
+    return [Told(age_ms, read_state(directory))]

@@ -5,11 +5,11 @@ import socket
 from pathlib import Path
 
 from proxy.hit import Hit
-from proxy.spool.port import DeadLetters, Intake, IntakeStats, Ledger, Outlet, SpoolConfig
+from proxy.spool.port import DeadLetters, Intake, IntakeStats, Ledger, Outlet, SpoolConfig, Told
 from proxy.spool.sqlite import survey
 from proxy.spool.sqlite.dead import SqliteDeadLetters
 from proxy.spool.sqlite.lane import Lane
-from proxy.spool.sqlite.outlet import SqliteOutlet, read_state
+from proxy.spool.sqlite.outlet import SqliteOutlet, read_state, read_told
 from proxy.spool.tap import listening
 
 
@@ -47,7 +47,10 @@ class SqlitePlace:
     def some_hits(self, most: int) -> list[Hit]:
         return survey.sample(self._directory, most)
 
-    def forwarder_state(self) -> bytes:
+    def forwarder_states(self) -> list[Told]:
+        return read_told(self._directory)
+
+    def forwarder_figures(self) -> bytes:
         return read_state(self._directory)
 
     def intake_stats(self) -> IntakeStats:
