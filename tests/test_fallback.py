@@ -25,6 +25,7 @@ from test_jetstream import balanced
 from test_spool import DELIVERED, hit, names
 
 from proxy import spool
+from proxy.admin.report import Report
 from proxy.admin.summary import render, summary
 from proxy.cli.check import describe
 from proxy.outcome import Outcome
@@ -252,8 +253,8 @@ def test_only_when_both_refuse_a_beacon_is_refused(server: NatsServer, config: S
 
 def test_status_tells_what_waits_on_this_host() -> None:
     """Where it is still on its way."""
-    assert "on this host" not in render(summary(Ledger({}, 0, None)))
-    told = summary(Ledger({"default": {RECEIVED: 7}}, 7, None, fallback=5))
+    assert "on this host" not in render(summary(Ledger({}, 0, None), Report()))
+    told = summary(Ledger({"default": {RECEIVED: 7}}, 7, None, fallback=5), Report())
     assert told["fallback"] == 5
     assert re.search(r"fallback +5 +on this host, to be moved", render(told))
 
