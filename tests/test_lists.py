@@ -546,7 +546,7 @@ def test_snippet_prints_one_part_alone_or_all(command: Command, tmp_path: Path) 
     assert all((status, err) == (0, "") for status, _, err in parts.values())
     _, text, _ = parts["nginx"]
     assert text.startswith("#")
-    assert text.count("location /new-one/ {") == text.count("location /old.one/ {") == 1
+    assert text.count("location ^~ /new-one/ {") == text.count("location ^~ /old.one/ {") == 1
     assert r"location ~ ^/old\.one/(e|lark|s|a|b|finch)$ {" in text
     assert "/x7" not in text
     _, text, _ = parts["html"]
@@ -560,6 +560,14 @@ def test_snippet_prints_one_part_alone_or_all(command: Command, tmp_path: Path) 
     assert all(out in whole for _, out, _ in parts.values())
     assert "no script" in command("snippet", "html")[1].lower()
     assert command("snippet", "apache", "-c", "c.toml")[0] == command("snippet", "html", "--host", "a/b")[0] == 2
+
+
+@pytest.mark.parametrize("prefix", ["/x7/y", "/a/x7/b", "/x7", "/a/x7"])
+def test_a_prefix_may_look_like_the_examples(prefix: str) -> None:
+    """What was put in is not replaced again."""
+    text = nginx.locations(config(prefixes=(prefix,)))
+    for line in (f"location ^~ {prefix}/ {{", f"location ~ ^{prefix}/(e|s|a|b)$ {{", f"location = {prefix}/fallback {{"):
+        assert text.count(line) == 1
 
 
 def test_each_site_has_a_script_of_its_own(command: Command, tmp_path: Path) -> None:
@@ -614,7 +622,7 @@ def test_nginx_takes_the_location_and_brings_every_address_to_the_collector(comm
     location = command("snippet", "nginx", "-c", "c.toml")[1].replace("/var/log/nginx", str(tmp_path))
     (tmp_path / "location.conf").write_text(location)
     http = (DEPLOY / "nginx" / "beacon-http.conf").read_text().replace("127.0.0.1:8000", f"127.0.0.1:{collector}")
-    (tmp_path / "beacon-http.conf").write_text(http)
+    (tmp_path / "beacon-http.conf").write_text(http.replace("/var/cache/nginx-beacon", str(tmp_path / "kept")))
     (tmp_path / "example-server.conf").write_text(f"server {{ listen 127.0.0.1:{port}; include {tmp_path}/location.conf; }}")
     main_file = tmp_path / "nginx.conf"
     main_file.write_text(MAIN.format(place=tmp_path, user="user root;" if os.geteuid() == 0 else ""))

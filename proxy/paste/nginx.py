@@ -3,6 +3,7 @@
 That file is part of the wheel, and beside the package in a checkout.
 """
 
+import re
 from pathlib import Path
 
 import proxy
@@ -51,10 +52,16 @@ def locations(config: CollectorConfig) -> str:
     block = source().partition("\n\n")[2]
     if CALLS not in block:
         raise CannotPaste(f"nginx: found no {CALLS} in deploy/nginx/beacon-location.conf; expected the file of this version")
-    blocks = [
-        block.replace(CALLS, f"^{_escaped(prefix)}/({calls})$").replace(EXAMPLE, f"{prefix}/") for prefix in config.prefixes
-    ]
-    return "\n".join((HEAD, *blocks))
+    return "\n".join((HEAD, *(_block(block, prefix, calls) for prefix in config.prefixes)))
+
+
+def _block(block: str, prefix: str, calls: str) -> str:
+    """In one pass: the prefix itself may look like the example."""
+    return re.sub(
+        f"({re.escape(CALLS)})|{re.escape(EXAMPLE)}",
+        lambda found: f"^{_escaped(prefix)}/({calls})$" if found[1] else f"{prefix}/",
+        block,
+    )
 
 
 def _escaped(path: str) -> str:
