@@ -70,7 +70,7 @@ def config(**over: Any) -> CollectorConfig:
 
 def drawn(draw: random.Random, all_names: bool) -> Settings:
     """A configuration as `init` writes it."""
-    return Settings.model_validate(tomllib.loads(configuration.text(Names(Naming(choose=draw.choice)), all_names)))
+    return Settings.model_validate(tomllib.loads(configuration.text(Names(Naming(choose=draw.choice)), all_names, Path("/spool"))))
 
 
 # Names
@@ -498,9 +498,11 @@ def test_init_writes_a_configuration_that_checks_and_passes(tmp_path: Path) -> N
         "check-path",
     ):
         assert part in done.stdout
+    assert loaded.spool == f"sqlite:{tmp_path / 'spool'}"
     assert f'src="https://www.shop.example{loaded.prefix[0]}/{loaded.script[0]}.js"' in done.stdout
     checked = run("check", "--config", "beacon-proxy.toml")
     assert (checked.returncode, "The configuration is good." in checked.stdout) == (0, True)
+    assert f"under {tmp_path / 'spool'} (fsync)" in checked.stdout
     passed = run("check-path", "--config", "beacon-proxy.toml", str(SMALL))
     assert (passed.returncode, "Nothing is blocked." in passed.stdout, passed.stderr) == (0, True, "")
 
@@ -527,6 +529,19 @@ def test_properties_keep_their_names_unless_it_is_wanted(command: Command, tmp_p
     assert "*" not in load(tmp_path / "beacon-proxy.toml", {}).parameters
 
 
+def test_the_spool_is_the_same_one_from_wherever_a_command_is_called(command: Command, tmp_path: Path) -> None:
+    """A path that depends on the directory would quietly be a second, empty spool."""
+    (tmp_path / 'x "y\\z').mkdir()
+    for arguments, spool in (
+        (['x "y\\z/c.toml'], tmp_path / 'x "y\\z' / "spool"),
+        (["b.toml", "--spool", "/var/lib/beacon-proxy"], Path("/var/lib/beacon-proxy")),
+    ):
+        assert command("init", *arguments)[0] == 0
+        assert load(tmp_path / arguments[0], {}).spool == f"sqlite:{spool}"
+    assert command("init", "d.toml", "--spool", "a\x1bb")[0] == 2
+    assert not (tmp_path / "d.toml").exists()
+
+
 SITE = """
 prefix = ["/new-one", "/old.one"]
 script = "willow"
@@ -550,16 +565,31 @@ def test_snippet_prints_one_part_alone_or_all(command: Command, tmp_path: Path) 
     assert r"location ~ ^/old\.one/(e|lark|s|a|b|finch)$ {" in text
     assert "/x7" not in text
     _, text, _ = parts["html"]
-    assert '<script async src="/new-one/willow.js"></script>' in text
+    queue = "<script>var _kmq = _kmq || [];</script>\n"
+    assert f'{queue}<script async src="/new-one/willow.js"></script>' in text
+    assert f'{queue}<script async src="/new-one/willow.js" integrity=' in text
+    assert "Content-Security-Policy forbids inline" in text
     assert '<script async src="/new-one/willow.js" integrity="sha384-' in text
     assert "_kms('/new-one/willow.js')" in text
     assert '<img src="/new-one/lark?moss4=Viewed%20Product&amp;Product=Teapot"' in text
     assert "API" not in text
-    assert parts["csp"][1] == "Content-Security-Policy: script-src 'self'; img-src 'self'; connect-src 'self'\n"
+    policy, inline = parts["csp"][1].splitlines()
+    assert policy == "Content-Security-Policy: script-src 'self'; img-src 'self'; connect-src 'self'"
+    assert "nonce" in inline
     whole = command("snippet", "-c", "c.toml")[1]
     assert all(out in whole for _, out, _ in parts.values())
     assert "no script" in command("snippet", "html")[1].lower()
     assert command("snippet", "apache", "-c", "c.toml")[0] == command("snippet", "html", "--host", "a/b")[0] == 2
+
+
+def test_beside_the_vendors_script_ours_is_there_first(command: Command, tmp_path: Path) -> None:
+    """It must see the queue before that one empties it; and the vendor's snippet stays in the page as it is."""
+    (tmp_path / "c.toml").write_text(f"script_beside_vendor = true\n{SITE}")
+    text = command("snippet", "html", "-c", "c.toml")[1]
+    assert '<script src="/new-one/willow.js">' in text
+    assert "without async" in text
+    assert "<script async" not in text
+    assert "_kms" not in text
 
 
 @pytest.mark.parametrize("prefix", ["/x7/y", "/a/x7/b", "/x7", "/a/x7"])
@@ -583,6 +613,27 @@ def test_each_site_has_a_script_of_its_own(command: Command, tmp_path: Path) -> 
     out = command("snippet", "html", "-c", "c.toml", "--host", "www.tea.example")[1]
     assert out.count("The script, site tea") == out.count("The script") == 1
     assert 'src="https://www.tea.example/new-one/willow.js"' in out
+
+
+def test_a_live_file_is_replaced_whole_or_left_as_it_is(command: Command, tmp_path: Path) -> None:
+    """`>` of a shell empties it before anything is looked at."""
+    (tmp_path / "c.toml").write_text(SITE)
+    live = tmp_path / "live.conf"
+    live.write_text("# live")
+    assert command("snippet", "nginx", "-c", "c.toml", "--output", "live.conf") == (0, "", "")
+    new = live.read_text()
+    assert (new, live.stat().st_mode & 0o777) == (command("snippet", "nginx", "-c", "c.toml")[1], 0o644)
+    for arguments in (["nginx"], ["nginx", "-c", "none.toml"], ["-c", "c.toml"]):
+        assert command("snippet", *arguments, "--output", "live.conf")[:2] == (2, "")
+    assert live.read_text() == new
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.toml", "live.conf"]
+
+
+def test_another_port_is_to_be_named_in_nginxs_other_file(command: Command, tmp_path: Path) -> None:
+    """Else nginx answers every beacon itself, and looks well."""
+    (tmp_path / "c.toml").write_text(f"port = 9000\n{SITE}")
+    assert "server 127.0.0.1:9000" in command("snippet", "nginx", "-c", "c.toml")[2]
+    assert command("snippet", "html", "-c", "c.toml")[2] == ""
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def check(
     print(settings.table() if table else describe(settings.load(config)))
 
 
-@app.command(epilog="Example: beacon-proxy init /etc/beacon-proxy/proxy.toml --host www.shop.example")
+@app.command(epilog="Example: beacon-proxy init /etc/beacon-proxy/beacon-proxy.toml --host www.shop.example")
 def init(
     file: Annotated[Path, typer.Argument(metavar="[FILE]", help="Where to write it.")] = Path("beacon-proxy.toml"),
     host: HostOption = "",
@@ -122,6 +122,9 @@ def init(
     all_names: Annotated[
         bool, typer.Option("--all-names", help="Hide the names of properties too, by a mark and base64url (docs/paths.md).")
     ] = False,
+    spool: Annotated[
+        Path | None, typer.Option(help="Where beacons wait; without it in `spool` beside FILE.", metavar="DIR")
+    ] = None,
 ) -> None:
     """Write a configuration with names of its own, drawn by lot, and say what goes into nginx and into pages.
 
@@ -130,25 +133,39 @@ def init(
     """
     from proxy.cli.init import run
 
-    print(run(file, host, force, all_names))
+    print(run(file, host, force, all_names, spool))
 
 
-@app.command(epilog="Example: beacon-proxy snippet nginx > /etc/nginx/snippets/beacon-location.conf")
+@app.command(epilog="Example: beacon-proxy snippet nginx --output /etc/nginx/snippets/beacon-location.conf")
 def snippet(
     part: Annotated[str, typer.Argument(metavar="[nginx|html|csp]", help="Print this alone; without it all three.")] = "",
     config: ConfigOption = None,
     host: HostOption = "",
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Write it into FILE, whole or not at all: one that is there is left when anything is refused.", metavar="FILE"),
+    ] = None,
 ) -> None:
     """Print what goes elsewhere for a configuration: nginx's locations, a page's HTML, the Content-Security-Policy.
 
     nginx gets a block for every live prefix; pages get the first of prefixes and names. Exit status 0 or 2.
     """
-    from proxy.cli.snippet import PARTS, everything, text
+    from proxy.cli.snippet import PARTS, everything, port_hint, text
+    from proxy.paste.configuration import write
 
     if part and part not in PARTS:
         raise typer.BadParameter(f"found {part!r}; expected one of {', '.join(PARTS)}, or none for all", param_hint="PART")
-    collector = settings.load(config).collector()
-    print(text(collector, part, host) if part else everything(collector, host), end="")
+    if output and not part:
+        raise typer.BadParameter(f"found no part; expected one of {', '.join(PARTS)} before it", param_hint="--output")
+    loaded = settings.load(config)
+    collector = loaded.collector()
+    told = text(collector, part, host) if part else everything(collector, host)
+    if output:
+        write(output, told, over=True, mode=0o644)
+    else:
+        print(told, end="")
+    if part in ("", "nginx") and (hint := port_hint(loaded)):
+        print(f"beacon-proxy: {hint}", file=sys.stderr)
 
 
 @app.command(

@@ -12,8 +12,6 @@ from proxy.hit import BATCH, KINDS
 
 EXAMPLE = "/x7/"
 CALLS = "^/x7/[esab]$"
-INTERNAL = ("fallback", "limited")
-"""Names under the prefix that nginx uses itself."""
 HEAD = """\
 # beacon-proxy, part 2 of 2: include this in the server block of your site. Debian: /etc/nginx/snippets/beacon-location.conf
 # Part 1 is beacon-http.conf. Made from the settings by `beacon-proxy snippet nginx`: make it anew when the prefix or the names of
@@ -45,9 +43,6 @@ def locations(config: CollectorConfig) -> str:
             "(`beacon-proxy init` draws one)"
         )
     names = [name for call in (*KINDS, BATCH) for name in (call, *config.endpoints.get(call, ()))]
-    for name in INTERNAL:
-        if name in names or name in config.script.names:
-            raise CannotPaste(f"endpoints: found {name!r}, which nginx's file uses itself; expected another name")
     calls = "|".join(names)
     block = source().partition("\n\n")[2]
     if CALLS not in block:
