@@ -196,7 +196,11 @@ def nginx(tmp_path: Path) -> Iterator[Callable[[int], int]]:
         port = free_port()
         beacon = tmp_path / "beacon"
         beacon.mkdir()
-        moved = {"/var/log/nginx": str(tmp_path), "/var/cache/nginx-beacon": f"{tmp_path}/cache", "127.0.0.1:8000": f"127.0.0.1:{collector}"}
+        moved = {
+            "/var/log/nginx": str(tmp_path),
+            "/var/cache/nginx-beacon": f"{tmp_path}/cache",
+            "127.0.0.1:8000": f"127.0.0.1:{collector}",
+        }
         moved |= {"/var/run/": f"{tmp_path}/", "/etc/nginx/beacon": str(beacon), "listen 80;": f"listen 127.0.0.1:{port};"}
         for path in [DEPLOY / "compose/nginx.conf", *(DEPLOY / "nginx").glob("beacon-*.conf")]:
             text = path.read_text()

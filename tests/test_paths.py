@@ -100,7 +100,11 @@ def test_other_names_of_parameters_and_the_mark_are_mapped_back(tmp_path: Path) 
         ('[endpoints]\ne = "e"', "endpoints", "'e' is that call's name already"),
         ('[endpoints]\ne = "fallback"', "endpoints", "nginx's file uses"),
         ('[parameters]\nProduct = "Product"', "parameters", "that parameter's name already"),
-        ('[parameters]\nPrice = "cost"\ncost = "z"', "parameters", "'cost' is another name for 'Price', and has other names itself"),
+        (
+            '[parameters]\nPrice = "cost"\ncost = "z"',
+            "parameters",
+            "'cost' is another name for 'Price', and has other names itself",
+        ),
         ('[parameters]\n"" = "q"', "parameters", "'' cannot have another name"),
         ('[parameters]\nProduct = "uRL"', "parameters", "property of the script's own"),
         ('[parameters]\n"*" = "m-"', "parameters", "at least 3 characters"),

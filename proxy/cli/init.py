@@ -12,8 +12,9 @@ from proxy.settings import Settings
 def run(path: Path, host: str, force: bool, all_names: bool, spool: Path | None) -> str:
     """Write the file; what to tell the user. `spool`: None is a directory beside it. Raises CannotWrite or CannotPaste."""
     spool = (spool or path.parent / "spool").absolute()
-    if not str(spool).isprintable():
-        raise configuration.CannotWrite(f"spool: found {str(spool)!r}; expected a path that can be written in a file of settings")
+    for place in (str(path), str(spool)):
+        if not place.isprintable():
+            raise configuration.CannotWrite(f"found {place!r}; expected a path of printable characters")
     content = configuration.text(Names(Naming()), all_names, spool)
     config = Settings.model_validate(tomllib.loads(content)).collector()
     told = snippet.everything(config, host)

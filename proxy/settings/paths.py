@@ -106,7 +106,9 @@ def parameters(value: object) -> object:
     marks = [str(mark) for mark in found.get(ANY, [])]
     for mark in marks:
         if not re.fullmatch(_MARK, mark):
-            raise ValueError(f'{mark!r} as a mark: expected at least 3 characters, the last of them "-", "." or "~", such as "reed8-"')
+            raise ValueError(
+                f'{mark!r} as a mark: expected at least 3 characters, the last of them "-", "." or "~", such as "reed8-"'
+            )
         if other := next((other for other in marks if other != mark and other.startswith(mark)), ""):
             raise ValueError(f"{other!r} begins with the mark {mark!r}; expected marks of which none begins another")
     for alias, name in taken.items():
