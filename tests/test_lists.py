@@ -475,7 +475,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tu
             try:
                 main.app(list(arguments), standalone_mode=True)
             except main.PLAIN as error:
-                print(f"beacon-proxy: {error}", file=sys.stderr)
+                main.tell(error)
                 sys.exit(2)
 
         return _captured(whole)

@@ -50,8 +50,8 @@ def run(
     print(json.dumps(msgspec.to_builtins(report)) if as_json else _words(report, len(named)))
     if report.control_failed:
         _warn(
-            "none of these lists blocks the vendor's own addresses, so they are hardly filter lists that visitors use, and what they "
-            "let pass means nothing; expected such as easyprivacy.txt, or no LIST for the official ones"
+            "none of these lists blocks the vendor's own addresses, so they are hardly filter lists that visitors use, and what "
+            "they let pass means nothing; expected such as easyprivacy.txt, or no LIST for the official ones"
         )
         return 2
     return 1 if report.blocked else 0
@@ -116,7 +116,7 @@ def _words(report: Report, named: int) -> str:
     lines = [
         f"{report.addresses:,} addresses on {' and '.join(report.hosts)}, as image, ping, xhr and script.",
         f"{len(report.lists)} lists: {', '.join(report.lists)}.",
-        f"Parameters: those typical of the API, those of {report.beacons_in_spool:,} beacons in the spool, and of {named} --query.",
+        f"Parameters: typical of the API, those of {report.beacons_in_spool:,} beacons in the spool, and of {named} --query.",
         f"Control: of {asked} hosts of the vendor these lists block {known}.",
     ]
     if not report.beacons_in_spool and not named:

@@ -26,7 +26,7 @@ def port_hint(settings: Settings) -> str:
 def everything(config: CollectorConfig, host: str) -> str:
     """All parts, with a word on where each goes. Raises CannotPaste."""
     return f"""\
-== nginx: /etc/nginx/snippets/beacon-location.conf (beacon-proxy snippet nginx --output FILE), then `include` it in your server block
+== nginx: /etc/nginx/snippets/beacon-location.conf (beacon-proxy snippet nginx --output FILE), `include`d in your server block
 
 {text(config, "nginx", host)}
 == HTML, for every page

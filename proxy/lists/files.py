@@ -35,8 +35,8 @@ def has_rules(text: str) -> bool:
 def _text(path: Path) -> str:
     if re.match(r"[a-z]+:/", str(path)):
         raise CannotRead(
-            f"{path}: found an address, and addresses are not taken; expected a file: fetch it first, or name none for the official "
-            "lists"
+            f"{path}: found an address, and addresses are not taken; expected a file: fetch it first, or name none for the "
+            "official lists"
         )
     try:
         if path.exists() and not path.is_file():
