@@ -99,7 +99,7 @@ def parameters(value: object) -> object:
                 raise ValueError(f"{alias!r} is that parameter's name already; expected another, or no line for it")
             if alias in found:
                 raise ValueError(
-                    f"{alias!r} is another name for {name!r}, and has other names itself; expected a name without a line of its own"
+                    f"{alias!r} is another name for {name!r}, and has other names itself; expected one without a line of its own"
                 )
             if taken.setdefault(alias, name) != name:
                 raise ValueError(f"{alias!r} stands for {taken[alias]!r} already; expected another name for {name!r}")
