@@ -8,6 +8,7 @@ import base64
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -30,6 +31,7 @@ from typer.testing import CliRunner
 import proxy
 from proxy.admin.summary import read as read_spool
 from proxy.cli import main
+from proxy.collector.base64url import decoded
 from proxy.collector.config import CollectorConfig, ScriptRules
 from proxy.hit import BATCH, Hit
 from proxy.lists import files, seen
@@ -263,6 +265,18 @@ def test_aliases_are_checked_as_pages_write_them() -> None:
     assert "/e?_n=x&Preis%20%E2%82%AC=1" in targets
     assert "/e?moss4=x&Preis%20%E2%82%AC=1" in targets
     assert "/e?moss4=x&oak2-UHJlaXMg4oKs=1" in targets
+
+
+def test_images_of_the_script_are_among_the_addresses() -> None:
+    """As lines that it could have made, by each name of the call; nothing of them is shown."""
+    config_ = config(prefixes=("/x7",), endpoints={"b": ("finch",)})
+    by_line = [address for address in addresses(config_) if address.line]
+    assert {address.name.found for address in by_line} == {"b", "finch"}
+    for address in by_line:
+        path, _, query = address.target().partition("?")
+        assert (decoded(query.encode()) or b"").decode() == address.line
+        assert re.fullmatch(r"[esa]\?[!-~]{1,20000} [!-~]*", address.line)
+        assert address.shown() == f"{path}?…"
 
 
 @given(st.lists(st.tuples(st.text(max_size=9), st.text(max_size=9)), max_size=5))
@@ -664,6 +678,8 @@ def test_another_port_is_to_be_named_in_nginxs_other_file(command: Command, tmp_
     (tmp_path / "c.toml").write_text(f"port = 9000\n{SITE}")
     assert "server 127.0.0.1:9000" in command("snippet", "nginx", "-c", "c.toml")[2]
     assert command("snippet", "html", "-c", "c.toml")[2] == ""
+    (tmp_path / "c.toml").write_text(f"port = 0\n{SITE}")
+    assert "expected one that stays" in command("snippet", "nginx", "-c", "c.toml")[2]
 
 
 @pytest.mark.parametrize(

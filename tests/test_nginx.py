@@ -366,6 +366,24 @@ def test_nginx_asks_for_the_script_again_by_its_etag(serve: Serve, nginx: Callab
         assert client.get(f"{front.url}/willow.js").text != old
 
 
+@pytest.mark.parametrize("ingested", [False, True])
+def test_the_recipe_deletes_no_log_that_was_not_taken_in(tmp_path: Path, ingested: bool) -> None:
+    """Pasted as it stands in the document, once and again: whatever fails, the lines are still there."""
+    document = (DEPLOY.parent / "docs" / "nginx.md").read_text()
+    recipe = (
+        document.partition("When the collectors are back:\n\n")[2].partition("\n\n")[0].replace("/var/log/nginx", str(tmp_path))
+    )
+    stand_ins = (
+        f"nginx() {{ :; }}; sleep() {{ :; }}; sudo() {{ {str(ingested).lower()}; }}; install() {{ touch beacon-lost.jsonl; }}\n"
+    )
+    (tmp_path / "beacon-lost.jsonl").write_text("first\n")
+    for _ in range(2):
+        subprocess.run(["sh", "-c", stand_ins + recipe], cwd=tmp_path, timeout=20, capture_output=True)
+    left = "".join(path.read_text() for path in tmp_path.glob("beacon-lost.*"))
+    assert left == ("" if ingested else "first\n")
+    assert (tmp_path / "beacon-lost.jsonl").exists()
+
+
 class Mute:
     """A way to a collector that brings requests, and no answers back: it closes when the answer comes."""
 

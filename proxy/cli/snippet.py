@@ -20,6 +20,8 @@ def port_hint(settings: Settings) -> str:
     """What nginx's other file must be told; "" if it is as it is."""
     if settings.port == PORT:
         return ""
+    if not settings.port:
+        return "port is 0, another at each start; expected one that stays, for beacon-http.conf to name"
     return f"port is {settings.port}: beacon-http.conf must name it, `server 127.0.0.1:{settings.port}`, where it says {PORT}"
 
 
