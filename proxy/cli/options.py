@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from proxy import settings
+from proxy.cli.plain import plain
 from proxy.settings import values
 from proxy.spool import begun, look_into
 from proxy.spool.port import SpoolConfig
@@ -45,7 +46,7 @@ def existing_spool(config: Path | None) -> SpoolConfig:
     spool = settings.load(config).spool_config()
     if not begun(spool):
         where = Path(spool.url.partition(":")[2]).absolute()
-        print(f"beacon-proxy: there is no spool yet at {where} (setting spool)", file=sys.stderr)
+        print(f"beacon-proxy: there is no spool yet at {plain(str(where))} (setting spool)", file=sys.stderr)
     else:
         look_into(spool)
     return spool
