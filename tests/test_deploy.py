@@ -14,6 +14,7 @@ import pytest
 import yaml
 from conftest import DEADLINE_S, ProxyProcess, SandboxProcess, free_port, kill_tree, listening, need, wait_for
 
+from proxy.cli.init import run as init
 from proxy.settings import Settings, load
 
 ROOT = Path(__file__).parents[1]
@@ -126,12 +127,20 @@ def test_a_stop_has_time_enough_wherever_it_is_asked_for() -> None:
     assert pod["terminationGracePeriodSeconds"] > grace + int(pause[1])
 
 
+def made(place: Path) -> Path:
+    """The file that `init` makes, with which all documents begin."""
+    file = place / "beacon-proxy.toml"
+    init(file, "", True, False, None)
+    return file
+
+
 def test_the_unit_s_settings_are_settings(tmp_path: Path) -> None:
     """A wrong name would stop the service at its start."""
-    for name in UNITS:
+    file = made(tmp_path)
+    for name in (name for name in UNITS if name.endswith(".service")):
         environment = dict(pair.split("=", 1) for pair in unit(name).get("Environment", []))
-        environment.pop("BEACON_PROXY_CONFIG", None)
-        assert load(DEPLOY / "systemd/beacon-proxy.toml", environment).prefix == ["/x7"]
+        assert Path(environment.pop("BEACON_PROXY_CONFIG", "beacon-proxy.toml")).name == "beacon-proxy.toml"
+        assert load(file, environment).spool == "sqlite:%S/beacon-proxy"
 
 
 def dockerfile() -> list[tuple[str, str]]:
@@ -196,7 +205,11 @@ def nginx(tmp_path: Path) -> Iterator[Callable[[int], int]]:
         port = free_port()
         beacon = tmp_path / "beacon"
         beacon.mkdir()
-        moved = {"/var/log/nginx": str(tmp_path), "127.0.0.1:8000": f"127.0.0.1:{collector}"}
+        moved = {
+            "/var/log/nginx": str(tmp_path),
+            "/var/cache/nginx-beacon": f"{tmp_path}/cache",
+            "127.0.0.1:8000": f"127.0.0.1:{collector}",
+        }
         moved |= {"/var/run/": f"{tmp_path}/", "/etc/nginx/beacon": str(beacon), "listen 80;": f"listen 127.0.0.1:{port};"}
         for path in [DEPLOY / "compose/nginx.conf", *(DEPLOY / "nginx").glob("beacon-*.conf")]:
             text = path.read_text()
@@ -243,13 +256,17 @@ def test_a_manifest_is_what_kubernetes_understands(manifest: dict[str, Any]) -> 
     kubernetes_validate.validate(manifest, "1.30", strict=True)
 
 
-def test_the_manifests_agree_with_each_other_and_with_the_settings() -> None:
+def test_the_manifests_agree_with_each_other_and_with_the_settings(tmp_path: Path) -> None:
     """Names in one file mean something in another; no schema sees that."""
     [stateful] = of_kind("StatefulSet")
     labels = stateful["spec"]["template"]["metadata"]["labels"]
     pod = stateful["spec"]["template"]["spec"]
     [container] = pod["containers"]
-    settings = load(None, {variable["name"]: str(variable["value"]) for variable in container["env"]})
+    environment = {variable["name"]: str(variable["value"]) for variable in container["env"]}
+    config = Path(environment.pop("BEACON_PROXY_CONFIG"))
+    assert {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}["settings"] == str(config.parent)
+    settings = load(made(tmp_path), environment)
+    assert settings.spool == "sqlite:/spool/beacons"
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert ports == {"http": settings.port, "admin": settings.admin_port}
     services = {service["metadata"]["name"]: service for service in of_kind("Service")}

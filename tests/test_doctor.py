@@ -18,13 +18,14 @@ import httpx
 import pytest
 from conftest import API_KEY, ProxyProcess, SandboxProcess, clean_environment, free_port, listening, need, wait_for
 
-from proxy.cli.doctor import Check, clock, disk, forwarded, hosts, script, within
+from proxy.cli.doctor import Check, clock, disk, forwarded, hosts, public, script, within
 from proxy.cli.doctor import run as doctor
 from proxy.cli.doctor import spool as spool_check
-from proxy.cli.doctor.cookies import attributes
+from proxy.cli.doctor.cookies import attributes, none_given
 from proxy.cli.doctor.exposure import is_ours
 from proxy.cli.doctor.finding import Finding, Result, ok
 from proxy.cli.doctor.installation import Asked, Installation
+from proxy.collector.pixel import GIF
 from proxy.script import Script
 from proxy.settings import Settings, SettingsError
 
@@ -254,6 +255,22 @@ def test_one_wrong_setting_is_found_with_its_mend(
     report = own_site(**settings).examined()
     assert report.wrong() == checks, report.run.stdout
     assert [one for one in report.findings if said in one.found and mend in one.mend], report.run.stdout
+
+
+def test_a_host_of_no_site_is_told_from_the_settings() -> None:
+    """Without a debug_token the answer does not say it, and nginx would be blamed."""
+    settings = Settings.model_validate({"sites": {"shop": {"hosts": ["www.shop.example"], "api_key": "k"}}})
+    answered = Asked(200, httpx.Headers(), b"", None, None, "")
+    assert "other.example belongs to no site" in none_given(Installation(settings, "https://other.example/x7"), answered).found
+    assert "strips Set-Cookie" in none_given(Installation(settings, "https://www.shop.example/x7"), answered).mend
+
+
+def test_nginx_that_gives_its_own_gif_may_ask_at_another_port() -> None:
+    """All is up then, and every beacon goes into the log."""
+    answered = Asked(200, httpx.Headers({"content-length": str(len(GIF))}), b"", None, None, "")
+    found = public.answer("https://www.shop.example/x7/e", answered, "/x7")
+    assert found is not None
+    assert "must name the port" in found.mend
 
 
 def test_an_appended_chain_is_good(site: Site) -> None:

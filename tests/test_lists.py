@@ -4,9 +4,11 @@ Real lists are looked for beside the checkout (../shared/lists) and where BEACON
 own, so they are no part of the project: where there are none, those tests are skipped, in CI too.
 """
 
+import base64
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -29,12 +31,13 @@ from typer.testing import CliRunner
 import proxy
 from proxy.admin.summary import read as read_spool
 from proxy.cli import main
+from proxy.collector.base64url import decoded
 from proxy.collector.config import CollectorConfig, ScriptRules
-from proxy.hit import Hit
+from proxy.hit import BATCH, Hit
 from proxy.lists import files, seen
-from proxy.lists.addresses import Address, Part, addresses
+from proxy.lists.addresses import LINES, Address, Part, addresses
 from proxy.lists.engine import TYPES, CannotRead, FilterList
-from proxy.lists.fetch import Cache, cache_directory
+from proxy.lists.fetch import MOST_INCLUDES, Cache, cache_directory
 from proxy.lists.naming import Names, Naming
 from proxy.lists.sources import OFFICIAL, Source
 from proxy.lists.trial import Trial, hosts_of
@@ -47,6 +50,8 @@ from proxy.spool.port import SpoolConfig
 SMALL = Path(__file__).parent / "fixtures" / "lists"
 REAL = Path(os.environ.get("BEACON_LISTS") or Path(__file__).parents[2] / "shared" / "lists")
 VENDOR = "https://trk.kissmetrics.io"
+WHO = "Qm9yZWFzLU5vdHVzLVplcGh5cnVz"
+"""A person of LINES."""
 HOSTS = ["www.example.com", "www.example.org"]
 
 
@@ -68,9 +73,16 @@ def config(**over: Any) -> CollectorConfig:
     return CollectorConfig(SpoolConfig("memory:"), **over)
 
 
+def by_b(collector: CollectorConfig) -> Part:
+    """Where the script sends."""
+    return Part("endpoints.b", collector.endpoints[BATCH][0])
+
+
 def drawn(draw: random.Random, all_names: bool) -> Settings:
     """A configuration as `init` writes it."""
-    return Settings.model_validate(tomllib.loads(configuration.text(Names(Naming(choose=draw.choice)), all_names)))
+    return Settings.model_validate(
+        tomllib.loads(configuration.text(Names(Naming(choose=draw.choice)), all_names, Path("/spool")))
+    )
 
 
 # Names
@@ -108,6 +120,10 @@ def test_of_a_thousand_drawn_configurations_no_list_blocks_any_address() -> None
             for address in draw.sample(some, min(2, len(some))):
                 assert not list(lists.blocking(address.target())), address
                 checked += 1
+        who = base64.urlsafe_b64encode(draw.randbytes(18)).decode("ascii")
+        image = Address(Part("prefix", collector.prefixes[0]), by_b(collector), line=draw.choice(LINES).replace(WHO, who))
+        assert who not in LINES[0]
+        assert not list(lists.blocking(image.target())), image
     assert checked > 14_000
     report = lists.run(collector, [VENDOR])
     assert not report.blocked
@@ -216,13 +232,15 @@ def test_what_no_single_name_mends_is_told_all_the_same() -> None:
     """A list may block everything on a host."""
     everything = Trial([FilterList("all", "||example.com^")], ["www.example.com"])
     report = everything.run(config(prefixes=("/x7",)), [VENDOR])
-    assert {(blocked.setting, blocked.instead) for blocked in report.blocked} == {(f"endpoints.{call}", "") for call in "esab"}
+    assert [(blocked.setting, blocked.found, blocked.instead) for blocked in report.blocked] == [("host", "www.example.com", "")]
+    assert report.blocked[0].addresses == report.addresses
 
 
 def test_some_rules_are_for_hosts_of_com_alone_so_one_of_them_is_asked_for() -> None:
     """`.com/axolotl/$ping`."""
     assert hosts_of(config(hosts={"shop.example": "shop", "*.b.example": "b"})) == ["shop.example", "www.b.example", HOSTS[0]]
     assert hosts_of(config(), ["a.com"]) == ["a.com"]
+    assert hosts_of(config(hosts={"www.a.com": "a", "*.a.com": "a"})) == ["www.a.com"]
     [blocked] = small().run(config(prefixes=("/axolotl",)), [VENDOR]).blocked
     assert blocked.types == ["ping"]
 
@@ -247,6 +265,18 @@ def test_aliases_are_checked_as_pages_write_them() -> None:
     assert "/e?_n=x&Preis%20%E2%82%AC=1" in targets
     assert "/e?moss4=x&Preis%20%E2%82%AC=1" in targets
     assert "/e?moss4=x&oak2-UHJlaXMg4oKs=1" in targets
+
+
+def test_images_of_the_script_are_among_the_addresses() -> None:
+    """As lines that it could have made, by each name of the call; nothing of them is shown."""
+    config_ = config(prefixes=("/x7",), endpoints={"b": ("finch",)})
+    by_line = [address for address in addresses(config_) if address.line]
+    assert {address.name.found for address in by_line} == {"b", "finch"}
+    for address in by_line:
+        path, _, query = address.target().partition("?")
+        assert (decoded(query.encode()) or b"").decode() == address.line
+        assert re.fullmatch(r"[esa]\?[!-~]{1,20000} [!-~]*", address.line)
+        assert address.shown() == f"{path}?…"
 
 
 @given(st.lists(st.tuples(st.text(max_size=9), st.text(max_size=9)), max_size=5))
@@ -304,12 +334,19 @@ class Publisher(BaseHTTPRequestHandler):
 
     asked: list[tuple[str, str]] = []
 
+    def hostile(self) -> bytes:
+        """One that includes itself and a hundred others, each of which does the same."""
+        more = "".join(f"!#include hostile{n}-{len(self.path)}.txt\n" for n in range(100))
+        return f"! Title: x\n!#include {self.path[1:]}\n{more}".encode()
+
     def do_GET(self) -> None:
         given = self.headers.get("if-none-match", "")
         self.asked.append((self.path, given))
         if self.path.endswith(".txt"):
             body = (
-                b"! Title: x\n!#include part.txt\n||kissmetrics.io^\n"
+                self.hostile()
+                if self.path.startswith("/hostile")
+                else b"! Title: x\n!#include part.txt\n||kissmetrics.io^\n"
                 if self.path == "/whole.txt"
                 else b"! Title: x\n/quokka.js\n"
             )
@@ -375,6 +412,13 @@ def test_lists_are_fetched_once_kept_and_then_asked_for_by_condition(tmp_path: P
     now += 30 * 86_400
     assert Cache(tmp_path / "cache", [Source("whole", f"{publisher}/whole.txt")], now_s=lambda: now).lists(offline=True)
     assert len(Publisher.asked) == 6
+
+
+def test_includes_are_one_deep_and_few(tmp_path: Path, publisher: str) -> None:
+    """Whatever a list says."""
+    found = Cache(tmp_path, [Source(name, f"{publisher}/{name}.txt") for name in ("hostile", "hostile-too")]).lists()
+    assert len(found) == len(Publisher.asked) == 2 + MOST_INCLUDES
+    assert {listing.name.count("hostile") for listing in found} == {1, 2}
 
 
 @pytest.mark.parametrize(
@@ -445,7 +489,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tu
             try:
                 main.app(list(arguments), standalone_mode=True)
             except main.PLAIN as error:
-                print(f"beacon-proxy: {error}", file=sys.stderr)
+                main.tell(error)
                 sys.exit(2)
 
         return _captured(whole)
@@ -498,9 +542,11 @@ def test_init_writes_a_configuration_that_checks_and_passes(tmp_path: Path) -> N
         "check-path",
     ):
         assert part in done.stdout
+    assert loaded.spool == f"sqlite:{tmp_path / 'spool'}"
     assert f'src="https://www.shop.example{loaded.prefix[0]}/{loaded.script[0]}.js"' in done.stdout
     checked = run("check", "--config", "beacon-proxy.toml")
     assert (checked.returncode, "The configuration is good." in checked.stdout) == (0, True)
+    assert f"under {tmp_path / 'spool'} (fsync)" in checked.stdout
     passed = run("check-path", "--config", "beacon-proxy.toml", str(SMALL))
     assert (passed.returncode, "Nothing is blocked." in passed.stdout, passed.stderr) == (0, True, "")
 
@@ -527,6 +573,19 @@ def test_properties_keep_their_names_unless_it_is_wanted(command: Command, tmp_p
     assert "*" not in load(tmp_path / "beacon-proxy.toml", {}).parameters
 
 
+def test_the_spool_is_the_same_one_from_wherever_a_command_is_called(command: Command, tmp_path: Path) -> None:
+    """A path that depends on the directory would quietly be a second, empty spool."""
+    (tmp_path / 'x "y\\z').mkdir()
+    for arguments, spool in (
+        (['x "y\\z/c.toml'], tmp_path / 'x "y\\z' / "spool"),
+        (["b.toml", "--spool", "/var/lib/beacon-proxy"], Path("/var/lib/beacon-proxy")),
+    ):
+        assert command("init", *arguments)[0] == 0
+        assert load(tmp_path / arguments[0], {}).spool == f"sqlite:{spool}"
+    assert command("init", "d.toml", "--spool", "a\x1bb")[0] == 2
+    assert not (tmp_path / "d.toml").exists()
+
+
 SITE = """
 prefix = ["/new-one", "/old.one"]
 script = "willow"
@@ -546,20 +605,43 @@ def test_snippet_prints_one_part_alone_or_all(command: Command, tmp_path: Path) 
     assert all((status, err) == (0, "") for status, _, err in parts.values())
     _, text, _ = parts["nginx"]
     assert text.startswith("#")
-    assert text.count("location /new-one/ {") == text.count("location /old.one/ {") == 1
+    assert text.count("location ^~ /new-one/ {") == text.count("location ^~ /old.one/ {") == 1
     assert r"location ~ ^/old\.one/(e|lark|s|a|b|finch)$ {" in text
     assert "/x7" not in text
     _, text, _ = parts["html"]
-    assert '<script async src="/new-one/willow.js"></script>' in text
+    queue = "<script>var _kmq = _kmq || [];</script>\n"
+    assert f'{queue}<script async src="/new-one/willow.js"></script>' in text
+    assert f'{queue}<script async src="/new-one/willow.js" integrity=' in text
+    assert "Content-Security-Policy forbids inline" in text
     assert '<script async src="/new-one/willow.js" integrity="sha384-' in text
     assert "_kms('/new-one/willow.js')" in text
     assert '<img src="/new-one/lark?moss4=Viewed%20Product&amp;Product=Teapot"' in text
     assert "API" not in text
-    assert parts["csp"][1] == "Content-Security-Policy: script-src 'self'; img-src 'self'; connect-src 'self'\n"
+    policy, inline = parts["csp"][1].splitlines()
+    assert policy == "Content-Security-Policy: script-src 'self'; img-src 'self'; connect-src 'self'"
+    assert "nonce" in inline
     whole = command("snippet", "-c", "c.toml")[1]
     assert all(out in whole for _, out, _ in parts.values())
     assert "no script" in command("snippet", "html")[1].lower()
     assert command("snippet", "apache", "-c", "c.toml")[0] == command("snippet", "html", "--host", "a/b")[0] == 2
+
+
+def test_beside_the_vendors_script_ours_is_there_first(command: Command, tmp_path: Path) -> None:
+    """It must see the queue before that one empties it; and the vendor's snippet stays in the page as it is."""
+    (tmp_path / "c.toml").write_text(f"script_beside_vendor = true\n{SITE}")
+    text = command("snippet", "html", "-c", "c.toml")[1]
+    assert '<script src="/new-one/willow.js">' in text
+    assert "without async" in text
+    assert "<script async" not in text
+    assert "_kms" not in text
+
+
+@pytest.mark.parametrize("prefix", ["/x7/y", "/a/x7/b", "/x7", "/a/x7"])
+def test_a_prefix_may_look_like_the_examples(prefix: str) -> None:
+    """What was put in is not replaced again."""
+    text = nginx.locations(config(prefixes=(prefix,)))
+    for line in (f"location ^~ {prefix}/ {{", f"location ~ ^{prefix}/(e|s|a|b)$ {{", f"location = {prefix}/fallback {{"):
+        assert text.count(line) == 1
 
 
 def test_each_site_has_a_script_of_its_own(command: Command, tmp_path: Path) -> None:
@@ -575,6 +657,29 @@ def test_each_site_has_a_script_of_its_own(command: Command, tmp_path: Path) -> 
     out = command("snippet", "html", "-c", "c.toml", "--host", "www.tea.example")[1]
     assert out.count("The script, site tea") == out.count("The script") == 1
     assert 'src="https://www.tea.example/new-one/willow.js"' in out
+
+
+def test_a_live_file_is_replaced_whole_or_left_as_it_is(command: Command, tmp_path: Path) -> None:
+    """`>` of a shell empties it before anything is looked at."""
+    (tmp_path / "c.toml").write_text(SITE)
+    live = tmp_path / "live.conf"
+    live.write_text("# live")
+    assert command("snippet", "nginx", "-c", "c.toml", "--output", "live.conf") == (0, "", "")
+    new = live.read_text()
+    assert (new, live.stat().st_mode & 0o777) == (command("snippet", "nginx", "-c", "c.toml")[1], 0o644)
+    for arguments in (["nginx"], ["nginx", "-c", "none.toml"], ["-c", "c.toml"]):
+        assert command("snippet", *arguments, "--output", "live.conf")[:2] == (2, "")
+    assert live.read_text() == new
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.toml", "live.conf"]
+
+
+def test_another_port_is_to_be_named_in_nginxs_other_file(command: Command, tmp_path: Path) -> None:
+    """Else nginx answers every beacon itself, and looks well."""
+    (tmp_path / "c.toml").write_text(f"port = 9000\n{SITE}")
+    assert "server 127.0.0.1:9000" in command("snippet", "nginx", "-c", "c.toml")[2]
+    assert command("snippet", "html", "-c", "c.toml")[2] == ""
+    (tmp_path / "c.toml").write_text(f"port = 0\n{SITE}")
+    assert "expected one that stays" in command("snippet", "nginx", "-c", "c.toml")[2]
 
 
 @pytest.mark.parametrize(
@@ -614,7 +719,7 @@ def test_nginx_takes_the_location_and_brings_every_address_to_the_collector(comm
     location = command("snippet", "nginx", "-c", "c.toml")[1].replace("/var/log/nginx", str(tmp_path))
     (tmp_path / "location.conf").write_text(location)
     http = (DEPLOY / "nginx" / "beacon-http.conf").read_text().replace("127.0.0.1:8000", f"127.0.0.1:{collector}")
-    (tmp_path / "beacon-http.conf").write_text(http)
+    (tmp_path / "beacon-http.conf").write_text(http.replace("/var/cache/nginx-beacon", str(tmp_path / "kept")))
     (tmp_path / "example-server.conf").write_text(f"server {{ listen 127.0.0.1:{port}; include {tmp_path}/location.conf; }}")
     main_file = tmp_path / "nginx.conf"
     main_file.write_text(MAIN.format(place=tmp_path, user="user root;" if os.geteuid() == 0 else ""))
@@ -676,6 +781,7 @@ def test_check_path_says_what_is_blocked_by_which_rule_and_what_would_pass(comma
         "small.txt",
         "image ping script",
         "Control: of 5 hosts of the vendor",
+        "--query 'Product=",
         "instead",
     ):
         assert part in out
@@ -702,14 +808,61 @@ def test_check_path_asks_with_the_names_that_pages_send_and_shows_no_value(comma
     assert "_n=…&wombat=…" in out
     assert "someone" not in out + err
     assert "1 beacons in the spool" in out
+    assert "--query '" not in out
 
 
-def test_lists_that_let_the_vendor_pass_are_warned_of(command: Command, tmp_path: Path) -> None:
+def test_names_of_properties_may_be_said_where_the_spool_is_empty(command: Command, tmp_path: Path) -> None:
+    """As it is where all is well."""
+    (tmp_path / "c.toml").write_text(SITE)
+    arguments = ("check-path", "-c", "c.toml", str(SMALL), "--query")
+    status, out, _ = command(*arguments, "moss4=Viewed&wombat=some one€", "--query", "Product=Tea")
+    assert (status, "parameters.wombat" in out, "2 --query" in out, "some" in out) == (1, True, True, False)
+    assert command(*arguments, "Product=Tea")[0] == 0
+    status, _, err = command(*arguments, "wombat")
+    assert (status, "found 'wombat'" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"! nothing\n", bytes(range(256)) * 4, b"<!doctype html><html><body>502</body></html>", b'prefix = "/x7"\n'],
+    ids=["empty", "comments", "bytes", "page", "settings"],
+)
+def test_what_does_not_even_block_the_vendor_says_nothing(command: Command, tmp_path: Path, content: bytes) -> None:
     """The wrong file would say that all is well."""
-    (tmp_path / "none.txt").write_text("! nothing\n")
+    (tmp_path / "none.txt").write_bytes(content)
     status, out, err = command("check-path", "none.txt")
-    assert (status, "Nothing is blocked." in out) == (0, True)
-    assert "hardly those that visitors use" in err
+    assert (status, "Nothing is blocked." in out) == (2, False)
+    assert "hardly filter lists" in err
+    status, out, _ = command("check-path", "none.txt", "--json")
+    assert (status, json.loads(out)["control_failed"]) == (2, True)
+
+
+def test_the_control_counts_no_rule_that_is_for_any_third_party(command: Command, tmp_path: Path) -> None:
+    """Nor an upstream on this machine."""
+    (tmp_path / "any.txt").write_text("*$ping,third-party\n||127.0.0.1^\n/i.js$third-party\n")
+    (tmp_path / "c.toml").write_text('upstream = "http://127.0.0.1:9"')
+    status, out, _ = command("check-path", "any.txt", "-c", "c.toml", "--json")
+    control = json.loads(out)["control"]
+    assert (status, control["blocked"], "127.0.0.1" in control["asked"]) == (2, {}, False)
+    (tmp_path / "any.txt").write_text("*$ping,third-party\n||i.kissmetrics.io^\n")
+    assert json.loads(command("check-path", "any.txt", "--json")[1])["control"]["blocked"].keys() == {"i.kissmetrics.io"}
+
+
+def test_a_list_without_rules_is_named_and_names_obey_nothing(command: Command, tmp_path: Path) -> None:
+    """Beside a good one nobody would see it. And the name of a file may be anything."""
+    (tmp_path / "em\x1b]0;pty.txt").write_text("! nothing\n[Adblock]\n")
+    status, out, err = command("check-path", "em\x1b]0;pty.txt", str(SMALL))
+    assert (status, "pty.txt: has no rule" in err, "\x1b" in out + err) == (0, True, False)
+    status, out, err = command("check-path", "no\x1b]0;ne.txt")
+    assert (status, "\x1b" in out + err) == (2, False)
+    assert "\x1b" not in "".join(command("init", "c\x1b]0;.toml")[1:])
+
+
+def test_where_all_of_a_host_is_blocked_it_is_the_host(command: Command, tmp_path: Path) -> None:
+    """Other names would not help."""
+    (tmp_path / "own.txt").write_text("||shop.example^\n||kissmetrics.io^\n")
+    status, out, _ = command("check-path", "own.txt", "--host", "shop.example")
+    assert (status, "only another host" in out, "What stands under" in out) == (1, True, False)
 
 
 def test_check_path_offline_uses_the_copies_and_else_says_what_is_missing(command: Command, tmp_path: Path) -> None:
@@ -734,6 +887,7 @@ def test_check_path_offline_uses_the_copies_and_else_says_what_is_missing(comman
     [
         (["--offline", "--refresh"], "--offline"),
         (["none.txt"], "none.txt"),
+        (["https://lists.example/easylist.txt"], "addresses are not taken"),
         (["--host", "a b"], "host name"),
         (["--offline", "x.txt"], "LIST"),
         (["-c", "none.toml"], "none.toml"),
@@ -752,7 +906,7 @@ def test_without_the_extra_it_is_said_which(command: Command, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "adblock", None)
     status, out, err = command("check-path")
     assert (status, out) == (2, "")
-    assert "pip install 'beacon-proxy[lists]'" in err
+    assert "pip install adblock" in err
     assert command("init")[0] == 0
 
 

@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -61,7 +62,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Nginx:
     """Debian's nginx with the files of deploy/nginx."""
 
-    def __init__(self, place: Path, certificate: Path, collectors: list[int], access_log: bool = False) -> None:
+    def __init__(self, place: Path, certificate: Path, collectors: list[int], access_log: bool, more: dict[str, str]) -> None:
         self._program = need("nginx", "nginx-light")
         self.place, self.port, self.certificate = place, free_port(), certificate / "cert.pem"
         self.url = f"https://127.0.0.1:{self.port}/x7"
@@ -78,11 +79,13 @@ class Nginx:
             "/etc/letsencrypt/live/www.example.com/privkey.pem": str(certificate / "key.pem"),
             "/etc/nginx/snippets": str(place),
             "/var/log/nginx": str(place),
+            "/var/cache/nginx-beacon": str(place / "cache"),
         }
         if others:
             changes["#server 10.0.0.2:8000"] = f"server 127.0.0.1:{others[0]}"
         if access_log:
             changes |= {"    access_log off;\n": "", "#access_log": "access_log"}
+        changes |= more
         unused = set(changes)
         for name in ("beacon-http.conf", "beacon-location.conf", "example-server.conf"):
             text = (DEPLOY / "nginx" / name).read_text()
@@ -131,10 +134,10 @@ class Nginx:
         return [json.loads(line) for line in self.lost.read_bytes().decode("latin-1").splitlines()]
 
     def reload(self) -> None:
-        """Returns when new workers have taken over."""
+        """Returns when new workers, and the two processes of the cache, have taken over."""
         before = set(children(self.process.pid))
         subprocess.run([*self._command, "-s", "reload"], check=True, capture_output=True, timeout=20)
-        wait_for(lambda: len(set(children(self.process.pid)) - before) >= 2, "the new workers")
+        wait_for(lambda: len(set(children(self.process.pid)) - before) >= 4, "the new workers")
 
     def take_log(self) -> Path:
         """The log as it is, put aside as docs/nginx.md says; a new one is begun."""
@@ -152,10 +155,10 @@ class Nginx:
 def nginx(tmp_path: Path, certificate: Path) -> Iterator[Callable[..., Nginx]]:
     started: list[Nginx] = []
 
-    def start(*collectors: int, access_log: bool = False) -> Nginx:
+    def start(*collectors: int, access_log: bool = False, more: dict[str, str] | None = None) -> Nginx:
         place = tmp_path / "nginx"
         place.mkdir()
-        started.append(Nginx(place, certificate, list(collectors), access_log))
+        started.append(Nginx(place, certificate, list(collectors), access_log, more or {}))
         return started[-1]
 
     yield start
@@ -316,6 +319,71 @@ def test_a_spool_that_refuses_is_a_case_for_the_log_too(serve: Serve, nginx: Cal
     logged = wait_for(lambda: len(found := front.lost_lines()) == 40 - proxy.status()["pending"] and found, "each in one place")
     assert 0 < len(logged) < 40
     assert all(len(line["body"]) == 60_002 for line in logged)
+
+
+def test_pages_have_the_script_while_no_collector_answers(serve: Serve, nginx: Callable[..., Nginx]) -> None:
+    """As it was last given, each host's own; so what such pages send is in the log, and nothing is lost."""
+    proxy = serve(prefix="/x7", script="willow", upstream="http://127.0.0.1:9")
+    usual = "location ~* \\.(js|css|png|gif|jpg)$ { return 410; }"
+    front = nginx(proxy.port, more={"    location / {": f"{usual} location / {{", "valid 200 10s;": "valid 200 1s;"})
+    with front.client("127.0.0.15") as client:
+        before = {name: client.get(f"{front.url}/willow.js", headers={"accept-encoding": name}) for name in ("gzip, br", "br")}
+        assert [answer.headers.get("content-encoding") for answer in before.values()] == ["gzip", None]
+        assert {client.get(f"{front.url}/{name}").status_code for name in ("other.js", "other.gif")} == {404}
+        tag = before["br"].headers["etag"]
+        assert client.get(f"{front.url}/willow.js", headers={"if-none-match": tag}).status_code == 304
+        proxy.kill()
+        time.sleep(1.1)  # what is kept is no longer fresh
+        for name, known in (("gzip", before["gzip, br"]), ("zstd", before["br"]), ("gzip;q=0", before["br"])):
+            answer = client.get(f"{front.url}/willow.js?v=2", headers={"accept-encoding": name})
+            assert (answer.status_code, answer.text) == (200, known.text)
+            for header in ("etag", "cache-control", "vary", "content-type", "access-control-allow-origin"):
+                assert answer.headers[header] == known.headers[header]
+            assert answer.headers.get("content-encoding") == known.headers.get("content-encoding")
+        assert client.get(f"{front.url}/willow.js", headers={"host": "other.example"}).status_code == 502
+        assert is_pixel(client.post(f"{front.url}/b", content=b"e?_n=Viewed https://www.example.com/"))
+    [line] = wait_for(front.lost_lines, "the line")
+    assert (line["method"], line["uri"]) == ("POST", "/x7/b")
+
+
+def test_nginx_asks_for_the_script_again_by_its_etag(serve: Serve, nginx: Callable[..., Nginx], tmp_path: Path) -> None:
+    """Changed settings reach the pages, and what is the same is not sent again; an outage after that shows the newest."""
+    proxy = serve(prefix="/x7", script="willow", upstream="http://127.0.0.1:9")
+    front = nginx(proxy.port, more={"valid 200 10s;": "valid 200 1s; add_header X-Kept $upstream_cache_status;"})
+    with front.client("127.0.0.16") as client:
+
+        def kept() -> str:
+            answer = client.get(f"{front.url}/willow.js")
+            assert answer.status_code == 200
+            return answer.headers["x-kept"]
+
+        assert [kept(), kept()] == ["MISS", "HIT"]
+        wait_for(lambda: kept() == "REVALIDATED", "the next question")
+        old = client.get(f"{front.url}/willow.js").text
+        proxy.kill()
+        wait_for(lambda: kept() == "STALE", "its end")
+        changed = serve(prefix="/x7", script="willow", honour_dnt="true", upstream="http://127.0.0.1:9", port=proxy.port)
+        wait_for(lambda: client.get(f"{front.url}/willow.js").text != old, "the new script")
+        changed.kill()
+        assert client.get(f"{front.url}/willow.js").text != old
+
+
+@pytest.mark.parametrize("ingested", [False, True])
+def test_the_recipe_deletes_no_log_that_was_not_taken_in(tmp_path: Path, ingested: bool) -> None:
+    """Pasted as it stands in the document, once and again: whatever fails, the lines are still there."""
+    document = (DEPLOY.parent / "docs" / "nginx.md").read_text()
+    recipe = (
+        document.partition("When the collectors are back:\n\n")[2].partition("\n\n")[0].replace("/var/log/nginx", str(tmp_path))
+    )
+    stand_ins = (
+        f"nginx() {{ :; }}; sleep() {{ :; }}; sudo() {{ {str(ingested).lower()}; }}; install() {{ touch beacon-lost.jsonl; }}\n"
+    )
+    (tmp_path / "beacon-lost.jsonl").write_text("first\n")
+    for _ in range(2):
+        subprocess.run(["sh", "-c", stand_ins + recipe], cwd=tmp_path, timeout=20, capture_output=True)
+    left = "".join(path.read_text() for path in tmp_path.glob("beacon-lost.*"))
+    assert left == ("" if ingested else "first\n")
+    assert (tmp_path / "beacon-lost.jsonl").exists()
 
 
 class Mute:

@@ -1,5 +1,7 @@
 """`check`: a configuration in plain words."""
 
+from pathlib import Path
+
 from proxy.forward.trial import try_out
 from proxy.hit import DEFAULT_SITE
 from proxy.settings import Settings
@@ -73,6 +75,8 @@ def _delivery(settings: Settings) -> list[str]:
 def _names(settings: Settings) -> list[str]:
     """Other names, and the script."""
     lines = []
+    if "" in settings.prefix:
+        lines.append("That is without a prefix, for which `snippet nginx` has no file; `beacon-proxy init` draws one.")
     if len(settings.prefix) > 1:
         lines.append(f"Also, for older pages, under {', '.join(prefix or '/' for prefix in settings.prefix[1:])}.")
     other = [f"{name} is also {', '.join(names)}" for name, names in (settings.endpoints | settings.parameters).items() if names]
@@ -105,7 +109,7 @@ def _durability(settings: Settings) -> str:
                 else "There is no fallback: one that they do not take is answered 503."
             )
         )
-    place = settings.spool.removeprefix("sqlite:")
+    place = Path(settings.spool.removeprefix("sqlite:")).absolute()
     if settings.durability == "disk":
         return f"Each is answered once it is on the disk under {place} (fsync): it survives a power cut."
     return f"Each is answered once the kernel has it for {place}: it survives a crash of the proxy, not a power cut."

@@ -20,6 +20,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from proxy.cli.plain import plain
 from proxy.collector.batch import collect_batch
 from proxy.collector.collect import Collected, Collector
 from proxy.collector.server import escape_target
@@ -304,11 +305,12 @@ def _words(report: Report) -> str:
 def _say_where_to_go_on(stopped: Mapping[str, str | int], files: list[str]) -> None:
     file = str(stopped["file"])
     rest = files[files.index(file) + 1 :]
+    file = plain(file)
     print(f"beacon-proxy: stopped at {file}, line {stopped['line']}: the spool refuses: {stopped['why']}", file=sys.stderr)
     print("beacon-proxy: what comes before is stored. Go on when the spool takes beacons again (/readyz):", file=sys.stderr)
     print(f"beacon-proxy:   beacon-proxy ingest --from-line {stopped['line']} {file}", file=sys.stderr)
     if rest:
-        print(f"beacon-proxy:   beacon-proxy ingest {' '.join(rest)}", file=sys.stderr)
+        print(f"beacon-proxy:   beacon-proxy ingest {plain(' '.join(rest))}", file=sys.stderr)
 
 
 def _count(counts: dict[str, int], name: str) -> None:

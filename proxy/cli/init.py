@@ -9,14 +9,18 @@ from proxy.paste import configuration
 from proxy.settings import Settings
 
 
-def run(path: Path, host: str, force: bool, all_names: bool) -> str:
-    """Write the file; what to tell the user. Raises CannotWrite or CannotPaste."""
-    content = configuration.text(Names(Naming()), all_names)
+def run(path: Path, host: str, force: bool, all_names: bool, spool: Path | None) -> str:
+    """Write the file; what to tell the user. `spool`: None is a directory beside it. Raises CannotWrite or CannotPaste."""
+    spool = (spool or path.parent / "spool").absolute()
+    for place in (str(path), str(spool)):
+        if not place.isprintable():
+            raise configuration.CannotWrite(f"found {place!r}; expected a path of printable characters")
+    content = configuration.text(Names(Naming()), all_names, spool)
     config = Settings.model_validate(tomllib.loads(content)).collector()
     told = snippet.everything(config, host)
     configuration.write(path, content, over=force)
     return f"""\
-{path} is written; its names are this installation's own.
+{path} is written; its names are this installation's own. Beacons will wait in {spool}.
 
 {told}
 == Next

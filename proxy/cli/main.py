@@ -11,6 +11,7 @@ import typer
 from proxy import __version__, settings
 from proxy.cli import dead
 from proxy.cli.options import ConfigOption, HostOption, HostsOption, existing_spool
+from proxy.cli.plain import plain
 from proxy.enrich import EnricherError
 from proxy.forward.config import CannotTrace
 from proxy.lists.engine import CannotRead, NoEngine
@@ -113,7 +114,7 @@ def check(
     print(settings.table() if table else describe(settings.load(config)))
 
 
-@app.command(epilog="Example: beacon-proxy init /etc/beacon-proxy/proxy.toml --host www.shop.example")
+@app.command(epilog="Example: beacon-proxy init /etc/beacon-proxy/beacon-proxy.toml --host www.shop.example")
 def init(
     file: Annotated[Path, typer.Argument(metavar="[FILE]", help="Where to write it.")] = Path("beacon-proxy.toml"),
     host: HostOption = "",
@@ -123,6 +124,9 @@ def init(
     all_names: Annotated[
         bool, typer.Option("--all-names", help="Hide the names of properties too, by a mark and base64url (docs/paths.md).")
     ] = False,
+    spool: Annotated[
+        Path | None, typer.Option(help="Where beacons wait; without it in `spool` beside FILE.", metavar="DIR")
+    ] = None,
 ) -> None:
     """Write a configuration with names of its own, drawn by lot, and say what goes into nginx and into pages.
 
@@ -131,25 +135,39 @@ def init(
     """
     from proxy.cli.init import run
 
-    print(run(file, host, force, all_names))
+    print(run(file, host, force, all_names, spool))
 
 
-@app.command(epilog="Example: beacon-proxy snippet nginx > /etc/nginx/snippets/beacon-location.conf")
+@app.command(epilog="Example: beacon-proxy snippet nginx --output /etc/nginx/snippets/beacon-location.conf")
 def snippet(
     part: Annotated[str, typer.Argument(metavar="[nginx|html|csp]", help="Print this alone; without it all three.")] = "",
     config: ConfigOption = None,
     host: HostOption = "",
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Write it into FILE, whole or not at all.", metavar="FILE"),
+    ] = None,
 ) -> None:
     """Print what goes elsewhere for a configuration: nginx's locations, a page's HTML, the Content-Security-Policy.
 
     nginx gets a block for every live prefix; pages get the first of prefixes and names. Exit status 0 or 2.
     """
-    from proxy.cli.snippet import PARTS, everything, text
+    from proxy.cli.snippet import PARTS, everything, port_hint, text
+    from proxy.paste.configuration import write
 
     if part and part not in PARTS:
         raise typer.BadParameter(f"found {part!r}; expected one of {', '.join(PARTS)}, or none for all", param_hint="PART")
-    collector = settings.load(config).collector()
-    print(text(collector, part, host) if part else everything(collector, host), end="")
+    if output and not part:
+        raise typer.BadParameter(f"found no part; expected one of {', '.join(PARTS)} before it", param_hint="--output")
+    loaded = settings.load(config)
+    collector = loaded.collector()
+    told = text(collector, part, host) if part else everything(collector, host)
+    if output:
+        write(output, told, over=True, mode=0o644)
+    else:
+        print(told, end="")
+    if part in ("", "nginx") and (hint := port_hint(loaded)):
+        print(f"beacon-proxy: {hint}", file=sys.stderr)
 
 
 @app.command(
@@ -167,14 +185,18 @@ def check_path(
     host: HostsOption = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Ask for the official lists even if the copies are fresh.")] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Ask nobody: only the copies of earlier runs.")] = False,
+    query: Annotated[
+        list[str] | None,
+        typer.Option(help="Names that your pages send, as an event's query; may be given several times.", metavar="NAME=VALUE&…"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON, for scripts.")] = False,
 ) -> None:
     """Ask the filter lists that browsers use whether they block the configured names; propose others that pass.
 
     Every live prefix with every name of the endpoints and the script is asked for as image, ping, xhr and script, with typical
     parameters and those of the beacons in the spool (no value is shown). Each list is asked alone. Official: EasyList,
-    EasyPrivacy, Peter Lowe's, uBlock's; their copies in the user's cache are good for 4 days. Needs the extra `lists`.
-    Exit status: 0 all passes, 1 something is blocked, 2 wrong use. See docs/paths.md.
+    EasyPrivacy, Peter Lowe's, uBlock's; their copies in the user's cache are good for 4 days. Needs `pip install adblock`.
+    Exit status: 0 all passes, 1 something is blocked, 2 wrong use, or lists that do not even block the vendor. See docs/paths.md.
     """
     from proxy.cli.check_path import run
 
@@ -182,7 +204,10 @@ def check_path(
         raise typer.BadParameter("found LIST too; expected it without, for the official lists", param_hint="--refresh, --offline")
     if refresh and offline:
         raise typer.BadParameter("found both; expected one", param_hint="--refresh, --offline")
-    raise typer.Exit(run(settings.load(config), lists or [], host or [], refresh, offline, as_json))
+    for text in query or ():
+        if "=" not in text:
+            raise typer.BadParameter(f"found {text!r}; expected NAME=VALUE&OTHER=VALUE", param_hint="--query")
+    raise typer.Exit(run(settings.load(config), lists or [], host or [], query or [], refresh, offline, as_json))
 
 
 @app.command()
@@ -308,6 +333,11 @@ def main() -> None:
         print(f"beacon-proxy: spool: {error}; expected a readable spool directory (setting spool)", file=sys.stderr)
         sys.exit(1)
     except PLAIN as error:
-        for line in str(error).splitlines():
-            print(f"beacon-proxy: {line}", file=sys.stderr)
+        tell(error)
         sys.exit(2)
+
+
+def tell(error: Exception) -> None:
+    """A mistake of the user's, in plain words."""
+    for line in str(error).splitlines():
+        print(f"beacon-proxy: {plain(line)}", file=sys.stderr)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from proxy import settings
+from proxy.cli.plain import plain
 from proxy.settings import values
 from proxy.spool import begun, look_into
 from proxy.spool.port import SpoolConfig
@@ -46,7 +47,7 @@ def existing_spool(config: Path | None) -> SpoolConfig:
     if not begun(spool):
         scheme, _, place = spool.url.partition(":")
         where = Path(place).absolute() if scheme == "sqlite" else spool.url
-        print(f"beacon-proxy: there is no spool yet at {where} (setting spool)", file=sys.stderr)
+        print(f"beacon-proxy: there is no spool yet at {plain(str(where))} (setting spool)", file=sys.stderr)
     else:
         look_into(spool)
     return spool

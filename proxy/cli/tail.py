@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.text import Text
 
 from proxy.admin.report import STALE_MS, read_report
+from proxy.cli.plain import plain
 from proxy.forward.watch import RETRY
 from proxy.hit import KINDS
 from proxy.outcome import Ending, Outcome
@@ -242,7 +243,7 @@ def _event(seen: Tapped) -> str:
 
 def harmless(text: str) -> str:
     """Nothing that a terminal would obey, and not endless."""
-    kept = "".join(c if c.isprintable() else "�" for c in text[: LONGEST + 1])
+    kept = plain(text[: LONGEST + 1])
     return kept if len(kept) <= LONGEST else kept[:LONGEST] + "…"
 
 

@@ -32,6 +32,17 @@ TYPICAL: dict[str, tuple[PAIRS, ...]] = {
 }
 """Call → queries of real clients, for an installation that has seen none of its own yet."""
 
+_WHO = "&_p=Qm9yZWFzLU5vdHVzLVplcGh5cnVz&_t=1790000000&_d=1 https://www.example.com/"
+LINES = (
+    "s?Plan=Gold" + _WHO,
+    "a?_n=me%40example.com" + _WHO,
+    "e?Viewed%20URL=https%3A%2F%2Fwww.example.com%2Ftea%3Fa%3D1&Referrer=Direct&_n=Page%20View" + _WHO + "tea?a=1",
+    "e?Product=Teapot&Price=19.90&Order%20ID=A-17&_n=Purchased" + _WHO + "checkout/thanks?order=A-17&utm_source=news",
+    "e?Search=" + "blue%20teapot%20with%20a%20lid%20" * 12 + "&_n=Searched" + _WHO + "search?q=teapot",
+    "e?" + "&".join(f"Item%20{n}=Teapot%20No%20{n}" for n in range(90)) + "&_n=Added%20to%20Cart" + _WHO + "cart",
+)
+"""What the script sends as an image, in base64url, where it can send nothing else: short, usual and long."""
+
 
 class Part(NamedTuple):
     """A part of an address: the setting that says what it is, and what it says."""
@@ -49,16 +60,21 @@ class Address(NamedTuple):
     """Of the endpoint or the script."""
     query: tuple[tuple[Part, str], ...] = ()
     """Parameters as they are written, and their values."""
+    line: str = ""
+    """In place of a query: a line of the script's."""
 
     def target(self, instead: Mapping[Part, str] | None = None) -> str:
         """Path and query; `instead`: other words for parts."""
         words = instead or {}
-        query = "&".join(f"{quote(words.get(part, part.found), safe='')}={quote(value, safe='')}" for part, value in self.query)
+        query = self.line and in_base64url(self.line)
+        query = query or "&".join(
+            f"{quote(words.get(part, part.found), safe='')}={quote(value, safe='')}" for part, value in self.query
+        )
         return self._path(words) + ("?" + query if query else "")
 
     def shown(self) -> str:
         """The same for people: no value of a visitor's is in it."""
-        query = "&".join(f"{quote(part.found, safe='')}=…" for part, _ in self.query)
+        query = "…" if self.line else "&".join(f"{quote(part.found, safe='')}=…" for part, _ in self.query)
         return self._path({}) + ("?" + query if query else "")
 
     def parts(self) -> tuple[Part, ...]:
@@ -88,6 +104,12 @@ def addresses(config: CollectorConfig, seen: Mapping[str, tuple[PAIRS, ...]] | N
                 endpoint = Part(f"endpoints.{call}", name)
                 yield Address(prefix, endpoint)
                 yield from (Address(prefix, endpoint, query) for query in queries if query)
+                yield from (Address(prefix, endpoint, line=line) for line in LINES if call == BATCH)
+
+
+def in_base64url(text: str) -> str:
+    """As the script and a mark's names have it: without padding."""
+    return base64.urlsafe_b64encode(text.encode("utf-8", "replace")).decode("ascii").rstrip("=")
 
 
 class _Spelling(msgspec.Struct, frozen=True):
@@ -99,11 +121,7 @@ class _Spelling(msgspec.Struct, frozen=True):
     def __call__(self, name: str) -> str:
         if name in self.aliases:
             return self.aliases[name]
-        return (
-            self.mark + base64.urlsafe_b64encode(name.encode("utf-8", "replace")).decode("ascii").rstrip("=")
-            if self.mark
-            else name
-        )
+        return self.mark + in_base64url(name) if self.mark else name
 
 
 def _spellings(config: CollectorConfig) -> list[_Spelling]:

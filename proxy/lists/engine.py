@@ -16,7 +16,7 @@ class CannotRead(Exception):
 
 
 class NoEngine(Exception):
-    """The extra `lists` is not installed."""
+    """The package adblock (extra `lists`) is not installed."""
 
 
 class Rule(NamedTuple):
@@ -56,7 +56,7 @@ def _engine(name: str, text: str) -> Any:
     try:
         import adblock
     except ImportError:
-        raise NoEngine("filter lists need the extra `lists`: pip install 'beacon-proxy[lists]'") from None
+        raise NoEngine("check-path needs the engine of browsers: pip install adblock") from None
     try:
         rules = adblock.FilterSet(debug=True)
         rules.add_filter_list(text)

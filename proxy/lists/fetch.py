@@ -24,6 +24,7 @@ FRESH_S = 4 * 86_400
 CONNECT_S, LIST_S = 10.0, 60.0
 """For a connection or a pause, and for one list in all."""
 MOST_INCLUDES = 30
+"""In all. Included lists include nothing."""
 _INCLUDE = re.compile(r"^!#include ([A-Za-z0-9][A-Za-z0-9._-]{0,80}\.txt)\s*$", re.MULTILINE)
 
 
@@ -85,6 +86,7 @@ class Cache:
             timeout=CONNECT_S, follow_redirects=True, headers={"user-agent": f"beacon-proxy/{__version__}"}
         ) as client:
             waiting, known = list(self._sources), {source.name for source in self._sources}
+            most = len(known) + MOST_INCLUDES
             while waiting:
                 source = waiting.pop(0)
                 progress(source.name, len(known))
@@ -94,9 +96,9 @@ class Cache:
                     failed.append(f"{source.name}: {why}")
                     continue
                 found.append(listing)
-                for part in _INCLUDE.findall(listing.text)[:MOST_INCLUDES]:
+                for part in _INCLUDE.findall(listing.text) if source in self._sources else ():
                     name = f"{source.name}-{part.removesuffix('.txt')}"
-                    if name not in known and len(name) < 100:
+                    if name not in known and len(name) < 100 and len(known) < most:
                         known.add(name)
                         waiting.append(Source(name, urljoin(source.url, part)))
         if not found:

@@ -1,5 +1,6 @@
 """Filter lists from files and directories. Any bytes are a list, perhaps one that blocks nothing; size and kind are bounded."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -26,7 +27,17 @@ def read(places: Iterable[Path]) -> list[tuple[str, str]]:
     return [(path.name, _text(path)) for path in files]
 
 
+def has_rules(text: str) -> bool:
+    """Whether there is anything but comments."""
+    return any(line.strip() and line.lstrip()[0] not in "![#\ufeff" for line in text.splitlines())
+
+
 def _text(path: Path) -> str:
+    if re.match(r"[a-z]+:/", str(path)):
+        raise CannotRead(
+            f"{path}: found an address, and addresses are not taken; expected a file: fetch it first, or name none for the "
+            "official lists"
+        )
     try:
         if path.exists() and not path.is_file():
             raise CannotRead(f"{path}: is no regular file; expected a filter list")

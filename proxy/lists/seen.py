@@ -1,8 +1,12 @@
-"""What pages really send: the queries of hits in the spool, each set of names once. Values are for the check, and never shown."""
+"""What pages really send: the queries of hits in the spool, and those that the user names, each set of names once. Values are for
+the check, and never shown."""
 
+import string
 from collections.abc import Iterable
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote
 
+from proxy.collector.aliases import Aliases
+from proxy.collector.config import CollectorConfig
 from proxy.hit import Hit
 from proxy.lists.addresses import PAIRS
 
@@ -24,3 +28,9 @@ def queries(hits: Iterable[Hit]) -> dict[str, tuple[PAIRS, ...]]:
     for (call, _), pairs in found.items():
         by_call[call] = (*by_call.get(call, ()), pairs)
     return by_call
+
+
+def event(query: str, config: CollectorConfig) -> Hit:
+    """An event with that query, as the spool would hold it."""
+    raw = quote(query.removeprefix("?"), safe=string.punctuation, errors="replace").encode("ascii")
+    return Hit("e", Aliases(config.parameters).query(raw), b"", "", "", "", "", "", "", 0)

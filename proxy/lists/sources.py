@@ -26,3 +26,5 @@ OFFICIAL = (
 
 VENDOR_HOSTS = ("i.kissmetrics.io", "scripts.kissmetrics.io", "i.kissmetrics.com", "scripts.kissmetrics.com")
 """Hosts of the vendor's scripts: a control, since the lists are known to block them."""
+NEUTRAL_HOST = "neutral.invalid"
+"""A third party that nobody has on a list: what blocks it, too, says nothing of the vendor."""

@@ -3,8 +3,10 @@
 A replacement is proposed only after it passed all lists itself.
 """
 
+import ipaddress
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from urllib.parse import urlsplit
 
 import msgspec
@@ -13,18 +15,22 @@ from proxy.collector.config import CollectorConfig
 from proxy.lists.addresses import PAIRS, Address, Part, addresses
 from proxy.lists.engine import TYPES, FilterList, Rule
 from proxy.lists.naming import Naming
-from proxy.lists.sources import VENDOR_HOSTS
+from proxy.lists.sources import NEUTRAL_HOST, VENDOR_HOSTS
 
 TRIES = 10
 """Drawn names that are tried for one part before it is held for not guilty."""
 ANY_SITE = "www.example.com"
+HOST = "host"
+"""Stands for the setting where all of a host is blocked."""
+ANYTHING = "/amber-fjord-27/willow"
+"""A path that only a rule for the whole host blocks."""
 
 
 class Blocked(msgspec.Struct):
     """What one rule blocks because of one part of the addresses."""
 
     setting: str
-    """The setting to change."""
+    """The setting to change; HOST if all of the host is blocked, whatever names it has."""
     found: str
     instead: str
     """A name that passes; "" if none was found."""
@@ -54,11 +60,15 @@ class Report(msgspec.Struct):
     addresses: int
     blocked: list[Blocked]
     control: Control
+    control_failed: bool
+    """No list blocks any address of the vendor: what they let pass means nothing."""
+    beacons_in_spool: int = 0
+    """Whose parameters were asked for."""
 
 
 def hosts_of(config: CollectorConfig, named: Sequence[str] = ()) -> list[str]:
     """Hosts of the pages; one of them ends in .com, since some rules are for those alone."""
-    hosts = list(named) or [host.replace("*.", "www.") for host in config.hosts] or [ANY_SITE]
+    hosts = list(dict.fromkeys(named or [host.replace("*.", "www.") for host in config.hosts] or [ANY_SITE]))
     return hosts if any(host.endswith(".com") for host in hosts) else [*hosts, ANY_SITE]
 
 
@@ -80,12 +90,14 @@ class Trial:
         all_of_them = list(addresses(config, seen))
         for address in all_of_them:
             self._look_at(address, found)
+        control = self._control(upstreams)
         return Report(
             [each.name for each in self._lists],
             list(self._hosts),
             len(all_of_them),
             list(found.values()),
-            self._control(upstreams),
+            control,
+            not control.blocked,
         )
 
     def _look_at(self, address: Address, found: dict[tuple[Part, Rule], Blocked]) -> None:
@@ -111,9 +123,14 @@ class Trial:
             kinds.setdefault(rule, set()).add(kind)
         return kinds
 
-    def blocking(self, target: str) -> Iterator[tuple[Rule, str]]:
+    @cached_property
+    def _of_hosts(self) -> dict[Rule, str]:
+        """Rules that block whatever a host has → the host."""
+        return {rule: host for host in reversed(self._hosts) for rule, _ in self.blocking(ANYTHING, [host])}
+
+    def blocking(self, target: str, hosts: Sequence[str] = ()) -> Iterator[tuple[Rule, str]]:
         """(rule, type) of each list and type that blocks it, on any of the hosts."""
-        for host in self._hosts:
+        for host in hosts or self._hosts:
             for each in self._lists:
                 for kind in TYPES:
                     rule = each.blocks(f"https://{host}{target}", f"https://{host}/", kind)
@@ -126,6 +143,9 @@ class Trial:
 
     def _guilty(self, address: Address, words: Mapping[Part, str], rule: Rule, all_rules: Collection[Rule]) -> Part:
         """The first part without which the rule does not match; the name itself if that is no single part."""
+
+        if rule in self._of_hosts:
+            return Part(HOST, self._of_hosts[rule])
 
         def frees(part: Part, name: str) -> bool:
             left = {rule for rule, _ in self.blocking(address.target({**words, part: name}))}
@@ -149,16 +169,25 @@ class Trial:
         return self._naming.parameter() if part.setting.startswith("parameters.") else self._naming.path_name()
 
     def _control(self, upstreams: Iterable[str]) -> Control:
-        hosts = dict.fromkeys([urlsplit(url).hostname or "" for url in upstreams] + list(VENDOR_HOSTS))
+        named = [urlsplit(url).hostname or "" for url in upstreams]
+        hosts = dict.fromkeys([host for host in named if not _is_loopback(host)] + list(VENDOR_HOSTS))
         page = f"https://{self._hosts[0]}/"
         blocked: dict[str, str] = {}
         for host in hosts:
             for kind in TYPES:
                 path = "/i.js" if kind == "script" else "/e?_n=x&_p=x"
-                rule = next(filter(None, (each.blocks(f"https://{host}{path}", page, kind) for each in self._lists)), None)
-                if rule is not None:
-                    blocked.setdefault(host, f"{rule.list}: {rule.text}")
+                for each in self._lists:
+                    rule = each.blocks(f"https://{host}{path}", page, kind)
+                    if rule is not None and rule != each.blocks(f"https://{NEUTRAL_HOST}{path}", page, kind):
+                        blocked.setdefault(host, f"{rule.list}: {rule.text}")
         return Control(list(hosts), blocked)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def _words(config: CollectorConfig) -> set[str]:

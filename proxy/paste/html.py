@@ -9,7 +9,13 @@ from proxy.collector.config import CollectorConfig
 from proxy.collector.serving import script_of
 from proxy.hit import DEFAULT_SITE
 
+QUEUE = "<script>var _kmq = _kmq || [];</script>"
+BESIDE = """\
+<!-- script_beside_vendor: this goes before the vendor's snippet, and without async, since it must be there before the vendor's
+     script empties the queue. -->
+"""
 NO_SCRIPT = '<!-- No script is served: set `script`, say script = "willow". -->\n'
+INLINE = "# Inline lines of the HTML need a nonce besides; or put them into a file of the site's own that the page loads.\n"
 
 
 def html(config: CollectorConfig, host: str = "") -> str:
@@ -23,7 +29,7 @@ def csp(config: CollectorConfig, host: str = "") -> str:
     """The directives that a page's policy must allow."""
     source = f"https://{host}" if host else "'self'"
     script = f"script-src {source}; " if config.script.names else ""
-    return f"Content-Security-Policy: {script}img-src {source}; connect-src {source}\n"
+    return f"Content-Security-Policy: {script}img-src {source}; connect-src {source}\n" + (INLINE if script else "")
 
 
 def _sites(config: CollectorConfig, host: str) -> list[str]:
@@ -39,14 +45,23 @@ def _script(config: CollectorConfig, site: str, base: str) -> str:
     address = f"{base}/{config.script.names[0]}.js"
     integrity = script_of(config, site).integrity
     whose = "" if site == DEFAULT_SITE else f", site {site}"
-    return f"""\
-<!-- The script{whose}; calls are pushed on _kmq, before or after it has loaded. -->
-<script async src="{address}"></script>
+    load = "" if config.script.beside_vendor else " async"
+    tags = f"""\
+<!-- The script{whose}; calls are pushed on _kmq, before or after it has loaded. Where a Content-Security-Policy forbids inline
+     code, let a file of the site's own begin with the first line. -->
+{QUEUE}
+<script{load} src="{address}"></script>
 
 <!-- The same, for pages that must check what they load (Subresource Integrity). The integrity changes with the settings and with
      each version: a page that still has the old one then runs no script, and sends nothing. -->
-<script async src="{address}" integrity="{integrity}" crossorigin="anonymous"></script>
+{QUEUE}
+<script{load} src="{address}" integrity="{integrity}" crossorigin="anonymous"></script>
+"""
+    return BESIDE + tags if config.script.beside_vendor else tags + _vendors(address)
 
+
+def _vendors(address: str) -> str:
+    return f"""
 <!-- Or, on a page that has the vendor's snippet: the same snippet without the key, and with this address in its last lines. -->
 <script>var _kmq = _kmq || [];
 function _kms(u){{

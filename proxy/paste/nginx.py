@@ -3,6 +3,7 @@
 That file is part of the wheel, and beside the package in a checkout.
 """
 
+import re
 from pathlib import Path
 
 import proxy
@@ -11,8 +12,6 @@ from proxy.hit import BATCH, KINDS
 
 EXAMPLE = "/x7/"
 CALLS = "^/x7/[esab]$"
-INTERNAL = ("fallback", "limited")
-"""Names under the prefix that nginx uses itself."""
 HEAD = """\
 # beacon-proxy, part 2 of 2: include this in the server block of your site. Debian: /etc/nginx/snippets/beacon-location.conf
 # Part 1 is beacon-http.conf. Made from the settings by `beacon-proxy snippet nginx`: make it anew when the prefix or the names of
@@ -44,17 +43,20 @@ def locations(config: CollectorConfig) -> str:
             "(`beacon-proxy init` draws one)"
         )
     names = [name for call in (*KINDS, BATCH) for name in (call, *config.endpoints.get(call, ()))]
-    for name in INTERNAL:
-        if name in names or name in config.script.names:
-            raise CannotPaste(f"endpoints: found {name!r}, which nginx's file uses itself; expected another name")
     calls = "|".join(names)
     block = source().partition("\n\n")[2]
     if CALLS not in block:
         raise CannotPaste(f"nginx: found no {CALLS} in deploy/nginx/beacon-location.conf; expected the file of this version")
-    blocks = [
-        block.replace(CALLS, f"^{_escaped(prefix)}/({calls})$").replace(EXAMPLE, f"{prefix}/") for prefix in config.prefixes
-    ]
-    return "\n".join((HEAD, *blocks))
+    return "\n".join((HEAD, *(_block(block, prefix, calls) for prefix in config.prefixes)))
+
+
+def _block(block: str, prefix: str, calls: str) -> str:
+    """In one pass: the prefix itself may look like the example."""
+    return re.sub(
+        f"({re.escape(CALLS)})|{re.escape(EXAMPLE)}",
+        lambda found: f"^{_escaped(prefix)}/({calls})$" if found[1] else f"{prefix}/",
+        block,
+    )
 
 
 def _escaped(path: str) -> str:

@@ -1,5 +1,6 @@
 """Every setting: its name, type, default and meaning. The settings table in the docs is made from this file."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -209,6 +210,9 @@ class Settings(BaseModel):
     def _sites_agree(self) -> Self:
         if DEFAULT_SITE in self.sites:
             raise ValueError('sites: the name "default" is taken by the top-level settings; choose another')
+        for name in self.sites:
+            if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
+                raise ValueError(f'sites: found {name!r} as a name; expected letters, digits, "-", "_" and "."')
         seen: dict[str, str] = {}
         for name, site in self.sites.items():
             for host in site.hosts:

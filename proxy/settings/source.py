@@ -16,6 +16,9 @@ from pydantic import ValidationError
 from proxy.settings.model import Settings, SiteSettings
 from proxy.settings.names import CONFIG_VARIABLE, PREFIX, SettingsError, variable
 
+NAMES = ("prefix", "script", "script_events", "endpoints", "parameters")
+"""They stand in every page."""
+
 
 def load(config: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
     """The settings from the file (if any) and the environment. Raises SettingsError."""
@@ -105,6 +108,8 @@ def _explain(error: Any, tree: dict[str, Any], environ: dict[str, Any], origin: 
 
 def _may_be_shown(path: tuple[str, ...], found: object) -> bool:
     """Not what is a key, may hold one, or stands where somebody put one by mistake."""
+    if path[0] in NAMES:
+        return True
     if path[-1] == "api_key" or not isinstance(found, str | int | float) or (path[0] == "sites" and len(path) < 3):
         return False
     if path[-1] == "debug_token":

@@ -121,6 +121,7 @@ class Nginx:
             "/etc/letsencrypt/live/www.example.com/privkey.pem": str(key),
             "/etc/nginx/snippets/": f"{place}/",
             "/var/log/nginx/": f"{place}/",
+            "/var/cache/nginx-beacon": f"{place}/cache",
             "/var/www/html": str(place),
             "rate=50r/s": "rate=100000r/s",  # the day's traffic comes from one address
             "burst=200": "burst=100000",

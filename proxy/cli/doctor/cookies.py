@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from proxy.cli.doctor.finding import Finding, ok, skipped, wrong
 from proxy.cli.doctor.installation import Asked, Installation, nonce
+from proxy.collector.collect import Collector
 from proxy.collector.identity import ANONYMOUS
 from proxy.outcome import Outcome
 
@@ -24,7 +25,7 @@ def look(installation: Installation) -> Iterator[Finding]:
     new = installation.beacon(first)
     given = cookie_of(new)
     if not given:
-        yield _none(new)
+        yield none_given(installation, new)
         return
     yield from attributes(given, installation.public[1], installation.url.startswith("https:"))
     value = given.partition(";")[0]
@@ -47,7 +48,14 @@ def look(installation: Installation) -> Iterator[Finding]:
         yield ok("no cache answers in the proxy's place")
 
 
-def _none(new: Asked) -> Finding:
+def none_given(installation: Installation, new: Asked) -> Finding:
+    """Why there is no cookie."""
+    host = installation.public[1]
+    if not Collector(installation.settings.collector()).site_name({b"host": host.encode("ascii", "replace")}):
+        return wrong(
+            f"{host} belongs to no site, and there is no top-level api_key: its beacons are dropped (unknown_host)",
+            "add the host to sites.NAME.hosts, or set a top-level api_key",
+        )
     outcome = new.headers.get("x-beacon-outcome", "").partition(";")[0]
     if new.status != 200:
         return wrong(

@@ -57,7 +57,8 @@ def answer(url: str, asked: Asked, prefix: str) -> Finding | None:
             return None
         return wrong(
             f"{url} answers with a GIF that is not the proxy's: the web server gives its own while no collector answers",
-            "start `beacon-proxy serve`, then `beacon-proxy ingest` the fallback log (docs/nginx.md)",
+            "start `beacon-proxy serve`, then `beacon-proxy ingest` the fallback log (docs/nginx.md); if it runs, "
+            "nginx's upstream (beacon-http.conf) must name the port of the setting port",
         )
     if 300 <= asked.status < 400:
         return wrong(
