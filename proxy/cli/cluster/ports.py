@@ -1,0 +1,19 @@
+"""Free ports of 127.0.0.1, and whether somebody listens on one."""
+
+import contextlib
+import socket
+
+
+def free(n: int) -> list[int]:
+    """So many different ones."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(n)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def listening(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.2)
+        return probe.connect_ex(("127.0.0.1", port)) == 0

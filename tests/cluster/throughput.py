@@ -1,0 +1,118 @@
+"""Two collectors and two forwarders against one of each: beacons a second, and processor time by part."""
+
+import asyncio
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import stage
+from benchmarks.load import BEACON, HEADERS
+from proxy.cli.cluster.brokers import Brokers
+from proxy.cli.cluster.cluster import Cluster
+from proxy.cli.cluster.part import Part
+from tests.cluster.laboratory import Found, Progress
+
+SECONDS = 6.0
+CONNECTIONS = 32
+"""For each collector."""
+PATIENCE_S = 120.0
+
+
+async def measure(place: Path, progress: Progress, rounds: int = 5) -> Found:
+    """In turn; what counts is the ratio within a round."""
+    turns: list[dict[int, Found]] = []
+    for n in range(rounds):
+        turn: dict[int, Found] = {}
+        for many in (1, 2) if n % 2 == 0 else (2, 1):
+            progress((len(turns) * 2 + len(turn)) / (2 * rounds), f"round {n + 1}: {many} of each")
+            turn[many] = await _turn(place / f"{n}-{many}", many)
+        turns.append(turn)
+    ratios = {
+        name: _spread([turn[2][name] / turn[1][name] for turn in turns])
+        for name in ("answered_per_s", "delivered_per_s", "collector_us", "forwarder_us", "broker_us")
+    }
+    absolute = {
+        name: {many: _spread([turn[many][name] for turn in turns], 1) for many in (1, 2)}
+        for name in (*ratios, "bytes_per_beacon", "left_after_load")
+    }
+    return {
+        "experiment": "throughput",
+        "what": "two collectors and two forwarders over one of each; three brokers, three replicas; load, vendor and all on one machine",
+        "rounds": rounds,
+        "ratio_two_over_one": ratios,
+        "found": absolute,
+        "raw": turns,
+    }
+
+
+def _spread(found: Sequence[float], digits: int = 3) -> Found:
+    return {
+        "min": round(min(found), digits),
+        "median": round(statistics.median(found), digits),
+        "max": round(max(found), digits),
+    }
+
+
+async def _turn(place: Path, many: int) -> Found:
+    with stage.vendor() as upstream:
+        place.mkdir()
+        async with Cluster(place, upstream, Brokers(place), many, many, log_level="warning") as cluster:
+            before = _processor_s(cluster)
+            began = time.monotonic()
+            loads = [_wrk(host.port) for host in cluster.collectors]
+            await asyncio.to_thread(_ended, loads)
+            loaded_s = time.monotonic() - began
+            status: Found = await asyncio.to_thread(cluster.status)
+            answered = int(status["received"])
+            left = int(status["pending"])
+            size = await asyncio.to_thread(_bytes, cluster)
+            while status["pending"] or status["delivered"] < answered:
+                if time.monotonic() > began + PATIENCE_S:
+                    raise TimeoutError(f"the backlog did not drain: {status}")
+                await asyncio.sleep(0.2)
+                status = await asyncio.to_thread(cluster.status)
+            took = time.monotonic() - began
+            after = _processor_s(cluster)
+        spent = {part: (after[part] - before[part]) / answered * 1e6 for part in after}
+        return {
+            "answered": answered,
+            "answered_per_s": answered / loaded_s,
+            "delivered_per_s": answered / took,
+            "left_after_load": left,
+            "bytes_per_beacon": size / left if left else 0.0,
+            **{f"{part}_us": us for part, us in spent.items()},
+        }
+
+
+def _wrk(port: int) -> subprocess.Popen[bytes]:
+    command = [stage.tool("wrk"), "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS:g}s"]
+    for name, value in HEADERS.items():
+        command += ["-H", f"{name}: {value}"]
+    return subprocess.Popen([*command, f"http://127.0.0.1:{port}{BEACON}"], stdout=subprocess.DEVNULL, stderr=sys.stderr)
+
+
+def _ended(loads: Sequence[subprocess.Popen[bytes]]) -> None:
+    for load in loads:
+        try:
+            load.wait(SECONDS + 30)
+        finally:
+            load.kill()
+
+
+def _bytes(cluster: Cluster) -> int:
+    """What the pending beacons take in one replica."""
+    from proxy.spool import spool_bytes
+
+    return spool_bytes(cluster.spool)
+
+
+def _processor_s(cluster: Cluster) -> dict[str, float]:
+    """So far, by kind of part."""
+    kinds: dict[str, Sequence[Part]] = {"broker": cluster.brokers.all, "forwarder": cluster.forwarders}
+    spent: dict[str, Any] = {kind: sum(stage.processor_s(part.pids()) for part in parts) for kind, parts in kinds.items()}
+    collectors = [pid for host in cluster.collectors if host.process for pid in stage.processes(host.process.pid, "collector")]
+    return {**spent, "collector": stage.processor_s(collectors)}
