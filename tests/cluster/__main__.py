@@ -1,8 +1,8 @@
 """`make chaos-cluster`, or `python -m tests.cluster`: a cluster on this machine, broken on purpose, and an account at the end.
 
-Three nats-servers with JetStream (three replicas), two hosts with collectors, two forwarders, a vendor that counts, and load. Without
-options: 100 kills, an outage of 60 s, and every mishap once. Exit status 0 if every beacon that was answered 200 arrived, copies are
-identical to the byte, and the ledger balances; else 1.
+Three nats-servers with JetStream (three replicas), two hosts with collectors, two forwarders, a vendor that counts, and load.
+Without options: 100 kills, an outage of 60 s, and every mishap once. Exit status 0 if every beacon that was answered 200 arrived,
+copies are identical to the byte, and the ledger balances; else 1.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.__main__ import machine
-from proxy.cli.cluster.brokers import Missing
+from proxy.cli.cluster import Missing
 from tests.cluster import experiments, throughput
 from tests.cluster.laboratory import NONE_REFUSED, Found, broken
 
@@ -29,14 +29,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.cluster", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, metavar="N", help="kill -9 so often: collector, forwarder, leading broker, any broker")
+    parser.add_argument(
+        "--kills", type=int, metavar="N", help="kill -9 so often: collector, forwarder, leading broker, any broker"
+    )
     parser.add_argument("--outage", type=float, metavar="SECONDS", help="all three brokers are gone for so long")
     parser.add_argument("--mishaps", action="store_true", help="leader frozen, cut off; disk full (as root); restarts; power cut")
-    parser.add_argument("--throughput", action="store_true", help="two collectors and two forwarders against one of each, in turn")
+    parser.add_argument(
+        "--throughput", action="store_true", help="two collectors and two forwarders against one of each, in turn"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="of --throughput (default 5)")
     parser.add_argument("--rate", type=float, default=300, help="beacons a second, but for --throughput (default 300)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON only")
-    parser.add_argument("--keep", type=Path, metavar="FILE", help="put the figures into that file, beside those of other experiments")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FILE", help="put the figures into that file, beside those of other experiments"
+    )
     asked = parser.parse_args()
     wanted: dict[str, Callable[..., Any]] = {}
     everything = not (asked.kills or asked.outage or asked.mishaps or asked.throughput)

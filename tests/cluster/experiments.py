@@ -55,7 +55,14 @@ async def mishaps(place: Path, progress: Progress, rate: float = 300.0) -> Found
     """Frozen, cut off, full, restarted in turn, all killed."""
     async with laboratory(place, rate) as lab:
         rounds: dict[str, Found] = {}
-        every = (lab.leader_killed, lab.leader_frozen, lab.leader_cut_off, lab.disk_filled, lab.brokers_restarted_in_turn, lab.all_killed)
+        every = (
+            lab.leader_killed,
+            lab.leader_frozen,
+            lab.leader_cut_off,
+            lab.disk_filled,
+            lab.brokers_restarted_in_turn,
+            lab.all_killed,
+        )
         some = [mishap for mishap in every if lab.has_small_disk or mishap != lab.disk_filled]
         for turn, mishap in enumerate(some):
             name = mishap.__name__

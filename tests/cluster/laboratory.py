@@ -94,6 +94,14 @@ class Laboratory:
             await asyncio.sleep(0.1)
         return found
 
+    def cut_off(self, broker: int) -> None:
+        """From the other brokers; its clients still reach it."""
+        self._relays.cut_off(broker)
+
+    def let_in(self, broker: int) -> None:
+        """Again."""
+        self._relays.cut_off(broker, False)
+
     # What can happen. Each is over when it returns.
 
     async def leader_killed(self, away_s: float) -> None:
@@ -114,9 +122,9 @@ class Laboratory:
     async def leader_cut_off(self, away_s: float) -> None:
         """Its clients reach it, its peers do not: what it takes in it cannot store."""
         number = self.brokers.all.index(await self.leader())
-        self._relays.cut_off(number)
+        self.cut_off(number)
         await asyncio.sleep(away_s)
-        self._relays.cut_off(number, False)
+        self.let_in(number)
         await self.healthy()
 
     async def disk_filled(self, away_s: float) -> None:
@@ -129,7 +137,7 @@ class Laboratory:
         victim.start()
         await self.healthy()
 
-    async def brokers_restarted_in_turn(self, away_s: float) -> None:
+    async def brokers_restarted_in_turn(self, away_s: float = 0.0) -> None:
         """As an upgrade does it: the next one when the last is up to date."""
         for broker in self.brokers.all:
             broker.ask_to_end()
@@ -167,7 +175,7 @@ class Laboratory:
             missing = answered - set(self.upstream.ask("names"))
             with contextlib.suppress(SpoolError):
                 status = await asyncio.to_thread(self.cluster.status)
-            if status and not missing and not status["pending"] or time.monotonic() > began + patience_s:
+            if (status and not missing and not status["pending"]) or time.monotonic() > began + patience_s:
                 break
             await asyncio.sleep(0.25)
         report = self.upstream.ask("report")
@@ -215,4 +223,3 @@ async def laboratory(
                 yield lab
             finally:
                 await lab.stop_load()
-

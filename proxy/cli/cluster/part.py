@@ -1,4 +1,4 @@
-"""One process of the cluster, as a machine would run it: started, killed, frozen, ended. Nothing of it outlives whoever made it."""
+"""One process of the cluster: started, killed, frozen, ended. Nothing of it outlives whoever made it."""
 
 import contextlib
 import ctypes

@@ -1,7 +1,8 @@
-"""Free ports of 127.0.0.1, and whether somebody listens on one."""
+"""Free ports of 127.0.0.1, and how to see whether whoever listens on one is well."""
 
 import contextlib
 import socket
+import urllib.request
 
 
 def free(n: int) -> list[int]:
@@ -17,3 +18,10 @@ def listening(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(0.2)
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def says_ok(url: str) -> bool:
+    """Whether it answers 200 within a second."""
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1) as answer:
+        return bool(answer.status == 200)
+    return False
