@@ -41,7 +41,7 @@ async def measure(place: Path, progress: Progress, rounds: int = 5) -> Found:
     }
     return {
         "experiment": "throughput",
-        "what": "two collectors and forwarders over one of each; three brokers, three replicas; load, vendor and all on one machine",
+        "what": "two collectors and forwarders over one of each; three brokers and replicas; load and vendor on the machine too",
         "rounds": rounds,
         "ratio_two_over_one": ratios,
         "found": absolute,

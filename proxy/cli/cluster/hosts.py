@@ -26,8 +26,8 @@ class CollectorHost(Part):
     def __init__(self, name: str, place: Path, spool: str, upstream: str, **settings: object) -> None:
         self.port, self.admin_port = ports.free(2)
         own = {"fallback": f"sqlite:{place / name}"} if HAS_FALLBACK else {}
-        own |= {"forward": "false"} if "forward" in Settings.model_fields else {}
-        own |= {"port": self.port, "admin_port": self.admin_port, "api_key": KEY, "spool": spool, "upstream": upstream}  # type: ignore[dict-item]
+        own |= {"forward": "false"} if "forward" in Settings.model_fields else {"api_key": KEY, "upstream": upstream}
+        own |= {"port": self.port, "admin_port": self.admin_port, "spool": spool}  # type: ignore[dict-item]
         command = [sys.executable, "-m", "proxy", "serve"]
         super().__init__(name, command, place / f"{name}.log", environment(**{**own, **settings}))
 
