@@ -7,13 +7,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks import stage
 from benchmarks.load import BEACON, HEADERS
 from proxy.cli.cluster.brokers import Brokers
 from proxy.cli.cluster.cluster import Cluster
-from proxy.cli.cluster.part import Part
 from tests.cluster.laboratory import Found, Progress
 
 SECONDS = 6.0
@@ -37,7 +35,7 @@ async def measure(place: Path, progress: Progress, rounds: int = 5) -> Found:
     }
     absolute = {
         name: {many: _spread([turn[many][name] for turn in turns], 1) for many in (1, 2)}
-        for name in (*ratios, "bytes_per_beacon", "left_after_load")
+        for name in turns[0][2]
     }
     return {
         "experiment": "throughput",
@@ -77,14 +75,16 @@ async def _turn(place: Path, many: int) -> Found:
                 status = await asyncio.to_thread(cluster.status)
             took = time.monotonic() - began
             after = _processor_s(cluster)
-        spent = {part: (after[part] - before[part]) / answered * 1e6 for part in after}
+            memory = {f"{kind}_rss_mb": max(stage.rss_mb(pid) for pid in pids) for kind, pids in _pids(cluster).items()}
+        spent = {kind: (after[kind] - before[kind]) / answered * 1e6 for kind in after}
         return {
             "answered": answered,
             "answered_per_s": answered / loaded_s,
             "delivered_per_s": answered / took,
             "left_after_load": left,
             "bytes_per_beacon": size / left if left else 0.0,
-            **{f"{part}_us": us for part, us in spent.items()},
+            **{f"{kind}_us": us for kind, us in spent.items()},
+            **memory,
         }
 
 
@@ -110,9 +110,20 @@ def _bytes(cluster: Cluster) -> int:
     return spool_bytes(cluster.spool)
 
 
+def _pids(cluster: Cluster) -> dict[str, list[int]]:
+    """Of the processes that do the work, by kind of part."""
+    hosts = [host.process.pid for host in cluster.collectors if host.process]
+    return {
+        "collector": [pid for host in hosts for pid in stage.processes(host, "collector")],
+        "broker": [pid for broker in cluster.brokers.all for pid in broker.pids()],
+        "forwarder": [pid for forwarder in cluster.forwarders for pid in forwarder.pids()],
+    }
+
+
 def _processor_s(cluster: Cluster) -> dict[str, float]:
-    """So far, by kind of part."""
-    kinds: dict[str, Sequence[Part]] = {"broker": cluster.brokers.all, "forwarder": cluster.forwarders}
-    spent: dict[str, Any] = {kind: sum(stage.processor_s(part.pids()) for part in parts) for kind, parts in kinds.items()}
-    collectors = [pid for host in cluster.collectors if host.process for pid in stage.processes(host.process.pid, "collector")]
-    return {**spent, "collector": stage.processor_s(collectors)}
+    """So far, by kind of part; and of the busiest broker, which leads."""
+    pids = _pids(cluster)
+    return {
+        **{kind: stage.processor_s(some) for kind, some in pids.items()},
+        "busiest_broker": max(stage.processor_s([pid]) for pid in pids["broker"]),
+    }
