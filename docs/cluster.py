@@ -27,8 +27,9 @@ def _table(*rows: Row) -> str:
 
 def _machine(machine: dict[str, Any]) -> str:
     return (
-        f"Measured on {machine['processor']}, {machine['cores']} hardware threads of a shared virtual machine, Linux {machine['kernel']}, "
-        f"Python {machine['python']}; three brokers, collectors, forwarders, the load and the vendor's stand-in all on it."
+        f"Measured on {machine['processor']}, {machine['cores']} hardware threads of a shared virtual machine, "
+        f"Linux {machine['kernel']}, Python {machine['python']}; "
+        "three brokers, collectors, forwarders, the load and the vendor's stand-in all on it."
     )
 
 
@@ -75,7 +76,11 @@ def _example(throughput: dict[str, Any]) -> str:
         ("on average, at the peak", f"{peak / PEAK:,.0f}/s, {peak:,.0f}/s", f"a peak of {PEAK} times the average"),
         ("collector processes", f"{collector[1]}", f"{collector[0]:.1f} cores busy at the peak, planned half full"),
         ("forwarders", f"{forwarder[1]}", f"{forwarder[0]:.1f} cores busy at the peak; a forwarder is one process"),
-        ("cores of each of three brokers", f"{broker[1]}", f"{broker[0]:.1f} cores busy at the peak, were all streams led by one"),
+        (
+            "cores of each of three brokers",
+            f"{broker[1]}",
+            f"{broker[0]:.1f} cores busy at the peak, were all streams led by one",
+        ),
         ("disk of each broker", f"{backlog * OUTAGE_H:,.0f} GB", f"the vendor away for {OUTAGE_H} h: {backlog:,.1f} GB an hour"),
         (
             "fallback disk of all collectors' hosts together",
@@ -109,7 +114,8 @@ def _promises(found: dict[str, Any]) -> str:
     if "mishaps" in found:
         mishaps = found["mishaps"]["mishaps"].items()
         told = [
-            (name.replace("_", " "), f"{of['longest_time_without_a_200_s']:.1f}", f"{of['answered_503']:,}") for name, of in mishaps
+            (name.replace("_", " "), f"{of['longest_time_without_a_200_s']:.1f}", f"{of['answered_503']:,}")
+            for name, of in mishaps
         ]
         tables.append(_table(("mishap, of 8 s", "longest time in which nobody was answered 200, s", "answered 503"), *told))
     return "\n\n".join(tables)

@@ -59,6 +59,7 @@ async def mishaps(place: Path, progress: Progress, rate: float = 300.0) -> Found
             lab.leader_killed,
             lab.leader_frozen,
             lab.leader_cut_off,
+            lab.collectors_broker_cut_off,
             lab.disk_filled,
             lab.brokers_restarted_in_turn,
             lab.all_killed,

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from proxy.cli.cluster.brokers import Broker, Brokers
 from proxy.cli.cluster.cluster import Cluster
 from proxy.cli.cluster.hosts import HAS_FALLBACK
@@ -94,6 +96,14 @@ class Laboratory:
             await asyncio.sleep(0.1)
         return found
 
+    def broker_of(self, client: str) -> int:
+        """The first to which a client of that name is connected."""
+        for number, broker in enumerate(self.brokers.all):
+            told = httpx.get(f"http://127.0.0.1:{broker.monitor}/connz", timeout=5).json()
+            if client in [connection.get("name") for connection in told["connections"]]:
+                return number
+        raise LookupError(client)
+
     def cut_off(self, broker: int) -> None:
         """From the other brokers; its clients still reach it."""
         self._relays.cut_off(broker)
@@ -122,6 +132,14 @@ class Laboratory:
     async def leader_cut_off(self, away_s: float) -> None:
         """Its clients reach it, its peers do not: what it takes in it cannot store."""
         number = self.brokers.all.index(await self.leader())
+        self.cut_off(number)
+        await asyncio.sleep(away_s)
+        self.let_in(number)
+        await self.healthy()
+
+    async def collectors_broker_cut_off(self, away_s: float) -> None:
+        """One that leads nothing, maybe; the other two work."""
+        number = await asyncio.to_thread(self.broker_of, "beacon-proxy collector")
         self.cut_off(number)
         await asyncio.sleep(away_s)
         self.let_in(number)
@@ -203,7 +221,7 @@ def _off_by(status: Found) -> int:
 
 @contextlib.asynccontextmanager
 async def laboratory(
-    place: Path, rate: float, collectors: int = 2, forwarders: int = 2, relays: bool = True
+    place: Path, rate: float, collectors: int = 2, forwarders: int = 2, relays: bool = True, **settings: object
 ) -> AsyncIterator[Laboratory]:
     """A cluster with load on it. Without `relays` no broker can be cut off, and none of their time is spent."""
     between = Relays()
@@ -214,7 +232,7 @@ async def laboratory(
         stack.callback(upstream.stop)
         brokers = Brokers(place, between.reach if relays else None)
         await between.start()
-        cluster = Cluster(place, upstream.url, brokers, collectors, forwarders, **SETTINGS)
+        cluster = Cluster(place, upstream.url, brokers, collectors, forwarders, **{**SETTINGS, **settings})
         async with cluster:
             lab = Laboratory(cluster, between, upstream, small, rate)
             try:

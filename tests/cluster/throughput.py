@@ -33,10 +33,7 @@ async def measure(place: Path, progress: Progress, rounds: int = 5) -> Found:
         name: _spread([turn[2][name] / turn[1][name] for turn in turns])
         for name in ("answered_per_s", "delivered_per_s", "collector_us", "forwarder_us", "broker_us")
     }
-    absolute = {
-        name: {many: _spread([turn[many][name] for turn in turns], 1) for many in (1, 2)}
-        for name in turns[0][2]
-    }
+    absolute = {name: {many: _spread([turn[many][name] for turn in turns], 1) for many in (1, 2)} for name in turns[0][2]}
     return {
         "experiment": "throughput",
         "what": "two collectors and forwarders over one of each; three brokers and replicas; load and vendor on the machine too",
@@ -47,7 +44,8 @@ async def measure(place: Path, progress: Progress, rounds: int = 5) -> Found:
     }
 
 
-def _spread(found: Sequence[float], digits: int = 3) -> Found:
+def _spread(turns: Sequence[float], digits: int = 3) -> Found:
+    found = [one for one in turns if one] or [0.0]  # nothing was left to be measured, where 0
     return {
         "min": round(min(found), digits),
         "median": round(statistics.median(found), digits),

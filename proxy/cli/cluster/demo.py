@@ -134,7 +134,7 @@ class Demo:
             await self._cluster.wait(self._cluster.brokers.healthy, "the brokers", DRAIN_S)
         if lines := self._front.kept_lines():
             self.tell(f"beacon-proxy ingest takes in {lines:,} that nginx kept")
-            await asyncio.to_thread(self._ingest)
+            self.tell(await asyncio.to_thread(self._ingest))
         while True:
             await self._look_once()
             missing = len(self._load.answered - self._vendor.numbers)
@@ -145,10 +145,12 @@ class Demo:
         await self._look_once()
         self.tell("All that was answered 200 was counted." if not self.account.missing else "BEACONS ARE MISSING.")
 
-    def _ingest(self) -> None:
-        environ = environment(spool=self._cluster.brokers.spool, prefix=PREFIX, api_key="unused")
+    def _ingest(self) -> str:
+        """What it says."""
+        environ = environment(spool=self._cluster.brokers.spool, prefix=PREFIX)
         command = [sys.executable, "-m", "proxy", "ingest", str(self._front.kept)]
-        subprocess.run(command, env=environ, check=False, capture_output=True, timeout=60)
+        done = subprocess.run(command, env=environ, check=False, capture_output=True, text=True, timeout=60)
+        return " ".join(f"{done.stdout} {done.stderr}".split())
 
 
 def run(port: int, seconds: float | None) -> int:
