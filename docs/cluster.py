@@ -85,7 +85,7 @@ def _example(throughput: dict[str, Any]) -> str:
         (
             "fallback disk of all collectors' hosts together",
             f"{backlog * BROKERS_AWAY_H * 2:,.0f} GB",
-            f"all brokers away for {BROKERS_AWAY_H} h, twice the bytes for SQLite's share",
+            f"all brokers away for {BROKERS_AWAY_H} h, twice the bytes, to be safe",
         ),
         ("memory of a broker for ids", f"{ids:,.0f} MB", f"the last {DUPLICATES_S} s at {ID_BYTES} bytes each, at the peak"),
     )

@@ -114,7 +114,10 @@ def _pids(cluster: Cluster) -> dict[str, list[int]]:
     return {
         "collector": [pid for host in hosts for pid in stage.processes(host, "collector")],
         "broker": [pid for broker in cluster.brokers.all for pid in broker.pids()],
-        "forwarder": [pid for forwarder in cluster.forwarders for pid in forwarder.pids()],
+        "forwarder": [
+            *(pid for forwarder in cluster.forwarders for pid in forwarder.pids()),
+            *(pid for host in hosts for pid in stage.processes(host, "forwarder")),  # none where the setting forward is off
+        ],
     }
 
 
