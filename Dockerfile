@@ -9,7 +9,7 @@ COPY proxy ./proxy
 COPY deploy/nginx ./deploy/nginx
 # The environment holds no pip: what runs in production installs nothing.
 RUN python -m venv --without-pip /app \
-    && python -m pip --python /app/bin/python install --no-cache-dir --disable-pip-version-check .
+    && python -m pip --python /app/bin/python install --no-cache-dir --disable-pip-version-check '.[nats]'
 
 FROM python:3.13-slim
 RUN groupadd --gid 10001 beacon \

@@ -23,6 +23,10 @@ setup: $(VENV)/.ready ## Make the virtual environment with everything in it
 demo: setup ## See it work: a pretend shop, the proxy and a stand-in for the vendor
 	@exec $(RUN)beacon-proxy demo
 
+.PHONY: demo-cluster
+demo-cluster: setup ## The same over a cluster whose parts are killed in turn, and nothing is lost (needs nginx)
+	@exec $(RUN)beacon-proxy demo --cluster
+
 .PHONY: test
 test: setup ## Run the tests
 	$(RUN)pytest -n $(TEST_PROCESSES)
@@ -62,6 +66,10 @@ bench-smoke: setup ## The same for ten seconds: intake and forwarding, so that t
 .PHONY: chaos
 chaos: setup ## Break it on purpose: 200 kills, a schedule of faults, a backlog of a million (about 20 minutes)
 	$(RUN)python -m tests.chaos
+
+.PHONY: chaos-cluster
+chaos-cluster: setup ## Break a cluster on purpose: 100 kills, all brokers away for a minute, every mishap once (about 10 minutes)
+	$(RUN)python -m tests.cluster --keep docs/measured/cluster.json
 
 .PHONY: day
 day: setup ## Play an operator's day: install, outage, restart, upgrade, dead letters, a new key (5 minutes; needs nginx)

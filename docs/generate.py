@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cluster import cluster_tables
+
 from proxy import settings
 from proxy.admin.config import AdminConfig
 from proxy.admin.metrics import Reading, Seen, families
@@ -77,6 +79,7 @@ TABLES = {
     "docs/metrics.md": ("metrics", metrics_table),
     "docs/outcomes.md": ("outcomes", outcomes_table),
     "docs/delivery.md": ("verdicts", verdicts_table),
+    "docs/scale-out.md": ("measured", cluster_tables),
 }
 
 

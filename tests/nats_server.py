@@ -27,6 +27,10 @@ class NatsServer:
         )
         self.start()
 
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
+
     def start(self) -> None:
         self.process = subprocess.Popen([BINARY, "-c", self._config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 20

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -14,12 +15,14 @@ import pytest
 from conftest import ProxyProcess, SandboxProcess, clean_environment, wait_for
 from hypothesis import example, given
 from hypothesis import strategies as st
+from nats_server import NatsServer
 
 from proxy.cli.ingest import MAX_LINE_BYTES, LineReader, Request, Unusable, lines
 from proxy.collector.collect import Collector
 from proxy.collector.config import CollectorConfig
 from proxy.collector.stamp import FARTHEST_MS, Stamp, read_stamp
 from proxy.hit import Hit
+from proxy.spool import ledger_of, prepare
 from proxy.spool.port import SpoolConfig
 
 Serve = Callable[..., ProxyProcess]
@@ -313,3 +316,23 @@ def test_it_takes_a_lane_of_its_own_while_serve_answers(serve: Serve, sandbox: S
     status = wait_for(lambda: (found := proxy.status())["delivered"] == 2000 + sent and found, "the ledger")
     assert (status["received"], status["pending"], status["dead"]) == (2000 + sent, 0, 0)
     assert (tmp_path / "spool" / "lane-0001.db").exists()
+
+
+def test_lines_go_to_the_spool_of_many_machines_too(nats_server: NatsServer, tmp_path: Path) -> None:
+    """Its address is no directory of this machine's."""
+    config = nats_server.spool(secrets.token_hex(4))
+    lost = tmp_path / "lost.jsonl"
+    lost.write_bytes(logged() + b"\n")
+
+    def take_in() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "proxy", "ingest", str(lost)]
+        return subprocess.run(
+            command, env=clean_environment(BEACON_PROXY_SPOOL=config.url), capture_output=True, text=True, timeout=60
+        )
+
+    before = take_in()
+    assert (before.returncode, f"there is none yet at {config.url}" in before.stderr) == (2, True)
+    prepare(config)
+    done = take_in()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ledger_of(config).pending == 1

@@ -23,6 +23,7 @@ from proxy import spool
 from proxy.delivery import Final, Retry
 from proxy.outcome import Ending, Outcome
 from proxy.spool.jetstream import api, streams
+from proxy.spool.jetstream.address import Address
 from proxy.spool.jetstream.intake import JetStreamIntake
 from proxy.spool.jetstream.link import Link
 from proxy.spool.jetstream.names import Names, token, untoken
@@ -494,6 +495,26 @@ def test_a_server_that_hangs_makes_one_visitor_wait_and_not_all(server: NatsServ
         server.process.send_signal(signal.SIGCONT)
         wait_for(lambda: _tried(intake), "the server to answer again")
         assert "before" in names(outlet.claim(10, 0))
+
+
+def test_whose_server_does_not_answer_goes_to_another(server: NatsServer, nats_server: NatsServer) -> None:
+    """One that is cut off from its peers takes nothing, while the others do; but not to and fro during an election."""
+    link = Link(Address((server.url, nats_server.url)), "test", lambda client: asyncio.sleep(0))
+
+    def where() -> str:
+        client = link.client()
+        return client.connected_url.netloc if client is not None and client.connected_url is not None else ""
+
+    try:
+        assert link.wait_open()
+        first = where()
+        link.run(link.move_on(), 5.0)
+        second = wait_for(where, "another server")
+        assert second != first
+        link.run(link.move_on(), 5.0)
+        assert where() == second
+    finally:
+        link.close()
 
 
 def _tried(intake: JetStreamIntake) -> bool:

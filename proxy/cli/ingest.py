@@ -276,9 +276,10 @@ def _look_at_spool(settings: Settings) -> None:
     if scheme == "memory":
         raise SpoolError("spool: found memory:, which nobody would deliver from; expected sqlite:DIR, the spool of `serve`")
     if not begun(config):
-        raise SpoolError(
-            f"spool: there is none yet at {Path(place).absolute()}; expected the spool of `serve`. Start it once before"
-        )
+        where = Path(place).absolute() if scheme == "sqlite" else config.url
+        raise SpoolError(f"spool: there is none yet at {where}; expected the spool of `serve`. Start it once before")
+    if scheme != "sqlite":
+        return  # nothing is written here
     owner = os.stat(place).st_uid
     if owner != os.geteuid():
         name = next((entry.pw_name for entry in pwd.getpwall() if entry.pw_uid == owner), str(owner))

@@ -10,6 +10,7 @@ import typer
 
 from proxy import __version__, settings
 from proxy.cli import dead
+from proxy.cli.cluster import Missing
 from proxy.cli.options import ConfigOption, HostOption, HostsOption, existing_spool
 from proxy.cli.plain import plain
 from proxy.enrich import EnricherError
@@ -96,8 +97,24 @@ def forward(config: ConfigOption = None) -> None:
 @app.command()
 def demo(
     port: Annotated[int, typer.Option(help="Port of the demo shop on 127.0.0.1.", min=0, max=65535)] = 8000,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Three brokers, two collectors, two forwarders; one after the other is killed.")
+    ] = False,
+    seconds: Annotated[
+        float | None, typer.Option(help="With --cluster: end after so long, with the account.", min=1, metavar="SECONDS")
+    ] = None,
 ) -> None:
-    """Show it at work: a pretend shop, the proxy, and a stand-in for the vendor, all on this machine. Needs no settings."""
+    """Show it at work: a pretend shop, the proxy, and a stand-in for the vendor, all on this machine. Needs no settings.
+
+    With --cluster (which needs nats-server and nginx) a small load runs while parts are killed, and a table shows that nothing is
+    lost: exit status 0 if all that was answered 200 was counted by the vendor, else 1.
+    """
+    if seconds is not None and not cluster:
+        raise typer.BadParameter("found it without --cluster; expected both", param_hint="--seconds")
+    if cluster:
+        from proxy.cli.cluster import demo as of_cluster
+
+        raise typer.Exit(of_cluster.run(port, seconds))
     from proxy.cli.demo import run
 
     raise typer.Exit(run(port))
@@ -321,7 +338,7 @@ def doctor(
     raise typer.Exit(run(config, url, site_url, ca, canary, as_json))
 
 
-PLAIN = (settings.SettingsError, SpoolError, EnricherError, CannotTrace, NoEngine, CannotRead, CannotWrite, CannotPaste)
+PLAIN = (settings.SettingsError, SpoolError, EnricherError, CannotTrace, NoEngine, CannotRead, CannotWrite, CannotPaste, Missing)
 """What says of itself what was found, what was expected and what to do."""
 
 

@@ -75,3 +75,22 @@ async def _page(request: Request) -> HTMLResponse:
 
 
 ROUTES = [Route("/", _page), Route("/script", _page)]
+
+
+def routes_behind(prefix: str) -> list[Route]:
+    """The same where beacons and the script have a prefix."""
+    here = {
+        'src="/': f'src="{prefix}/',
+        'src = "/"': f'src = "{prefix}/"',
+        'sendBeacon("/': f'sendBeacon("{prefix}/',
+        f"<code>/{SCRIPT}": f"<code>{prefix}/{SCRIPT}",
+    }
+    pages = {"/": PAGE, "/script": WITH_SCRIPT}
+
+    async def page(request: Request) -> HTMLResponse:
+        text = pages[request.url.path]
+        for written, meant in here.items():
+            text = text.replace(written, meant)
+        return HTMLResponse(text)
+
+    return [Route(path, page) for path in pages]

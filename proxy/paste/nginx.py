@@ -23,16 +23,14 @@ class CannotPaste(Exception):
     """The settings have no such text. The message names the setting, what was found, what was expected and what to do."""
 
 
-def source() -> str:
-    """The file's text."""
+def source(name: str = "beacon-location.conf") -> str:
+    """The text of a file of deploy/nginx. Raises CannotPaste."""
     package = Path(proxy.__file__).parent
     for place in (package / "deploy", package.parent / "deploy"):
-        path = place / "nginx" / "beacon-location.conf"
+        path = place / "nginx" / name
         if path.is_file():
             return path.read_text("utf-8")
-    raise CannotPaste(
-        f"nginx: found no deploy/nginx/beacon-location.conf beside {package}; expected the whole package: reinstall it"
-    )
+    raise CannotPaste(f"nginx: found no deploy/nginx/{name} beside {package}; expected the whole package: reinstall it")
 
 
 def locations(config: CollectorConfig) -> str:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
+from random import random
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from proxy.log import Trouble, log
@@ -25,6 +26,8 @@ RECONNECT_S = 0.25
 """Between two tries at the same server."""
 PING_S = 5
 """A connection on which two of these go unanswered is given up."""
+MOVE_S = 10.0
+"""Between two moves to another server because this one does not answer: an election may need that long."""
 OPEN_S = 3.0
 """How long whoever opens a link waits for its first connection."""
 INSTALL = "spool: a nats:// spool needs the package nats-py; install it with `pip install 'beacon-proxy[nats]'`"
@@ -45,12 +48,15 @@ class Link:
         """What the server last said that this user may not do; it answers no request of that kind."""
         self.generation = 0
         """How often it was connected: what was sent in an earlier one may not have arrived."""
+        self._moved, self._shunned = float("-inf"), ""
+        """When we last went to another server, and away from which."""
         self._name, self._quiet = name, quiet
         self._began = began
         self._login_refused = ""
         self._closing = False
         self._told_of = Trouble()
         self._client: Client | None = None
+        self._closed = asyncio.Event()
         self._known = threading.Event()
         """Connected, or refused for good."""
         self.loop = asyncio.new_event_loop()
@@ -72,6 +78,18 @@ class Link:
     def client(self) -> "Client | None":
         """None while there is no connection."""
         return None if self.trouble else self._client
+
+    async def move_on(self) -> None:
+        """To another server: this one is there and does not answer. It may be cut off from the others, which go on without it."""
+        client, now = self.client(), time.monotonic()
+        if client is None or len(self.address.servers) < 2 or now - self._moved < MOVE_S:
+            return
+        self._moved, self._shunned = now, client.connected_url.netloc if client.connected_url else ""
+        log.warning("the server does not answer: another is tried", server=self._shunned)
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(CONNECT_S):
+                await client.close()
+        self._closed.set()
 
     def run(self, call: Coroutine[Any, Any, T], patience_s: float) -> T:
         """From another thread: the call's result. Raises TimeoutError, and whatever the call raises."""
@@ -131,7 +149,7 @@ class Link:
         from nats.aio.client import Client
 
         while not self._login_refused:
-            closed = asyncio.Event()
+            closed = self._closed = asyncio.Event()
             client = self._client = Client()
 
             async def when_closed(closed: asyncio.Event = closed) -> None:
@@ -140,7 +158,8 @@ class Link:
 
             try:
                 await client.connect(
-                    list(self.address.servers),
+                    self._in_order(),
+                    dont_randomize=True,
                     name=self._name,
                     error_cb=self._when_wrong,
                     disconnected_cb=self._when_down,
@@ -161,6 +180,10 @@ class Link:
                 with contextlib.suppress(Exception):
                     await client.close()
             await asyncio.sleep(RECONNECT_S)
+
+    def _in_order(self) -> list[str]:
+        """By lot, so that not all go to the same one; last the one that did not answer."""
+        return sorted(self.address.servers, key=lambda url: (url == f"nats://{self._shunned}", random()))  # noqa: S311
 
     async def _when_wrong(self, error: Exception) -> None:
         words = _words(error)

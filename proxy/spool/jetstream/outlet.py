@@ -144,6 +144,8 @@ class JetStreamOutlet:
             found = self._link.run(call, PATIENCE_S)
         except Exception as error:
             self._in_trouble(error)
+            if isinstance(error, TimeoutError) or (isinstance(error, api.ApiError) and error.number == api.UNAVAILABLE):
+                asyncio.run_coroutine_threadsafe(self._link.move_on(), self._link.loop)
             return otherwise
         if self._told_of.ends():
             log.info("the spool works again")

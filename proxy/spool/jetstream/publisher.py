@@ -83,6 +83,7 @@ class Publisher:
                     return batch.errors
                 if time.monotonic() >= deadline:
                     why = link.trouble or link.denied or UNANSWERED
+                    await link.move_on()
                     return [why if token in self._waiting else batch.errors[number] for number, token in enumerate(mine)]
         finally:
             for token in mine:

@@ -1,0 +1,81 @@
+"""A short run of the laboratory over a real cluster (`make chaos-cluster` is the long one): the same hands, the same account."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import clean_environment, need, wait_for
+
+from proxy.cli.cluster import Missing, brokers, front
+from proxy.cli.cluster.part import Part
+from tests.cluster.laboratory import Found, broken, laboratory
+
+
+async def _through_mishaps(place: Path) -> tuple[Found, list[Part]]:
+    async with laboratory(place, rate=60.0, collectors=1, forwarders=2) as lab:
+        killed = await lab.leader()
+        killed.kill()
+        await lab.load_for(0.5)
+        killed.start()
+        await lab.healthy()
+        peer = (lab.brokers.all.index(await lab.leader()) + 1) % 3
+        lab.cut_off(peer)
+        await asyncio.sleep(1.0)
+        lab.let_in(peer)
+        await lab.brokers_restarted_in_turn()
+        await lab.load_for(0.5)
+        return await lab.account(), lab.cluster.parts
+
+
+def test_a_cluster_that_loses_its_leader_and_a_peer_and_is_restarted_loses_no_answered_beacon(tmp_path: Path) -> None:
+    """A 200 is a promise, whichever machine dies: two of three brokers have the beacon then."""
+    found, parts = asyncio.run(_through_mishaps(tmp_path))
+    assert found["answered_200"] > 200
+    assert broken(found) == [], found
+    assert (found["pending"], found["dead"]) == (0, 0)
+    assert [part.name for part in parts if part.alive] == []
+
+
+def test_the_demo_of_a_cluster_kills_a_part_and_loses_nothing(tmp_path: Path) -> None:
+    """One command shows it, and leaves nothing behind; Ctrl-C ends it with the account."""
+    need("nginx", "nginx-light")
+    out = tmp_path / "demo.out"
+    environ = clean_environment(TMPDIR=str(tmp_path))
+    with out.open("wb") as file:
+        command = [sys.executable, "-m", "proxy", "demo", "--cluster", "--port", "0"]
+        demo = subprocess.Popen(command, env=environ, stdout=file, stderr=file, start_new_session=True)
+    try:
+        wait_for(lambda: "collector-1 is started again" in out.read_text() or demo.poll() is not None, "a part to be killed", 40)
+        os.kill(demo.pid, signal.SIGINT)
+        assert demo.wait(40) == 0, out.read_text()
+    finally:
+        demo.kill()  # its parts end with it
+        demo.wait()
+    said = out.read_text()
+    assert "kill -9 collector-1" in said
+    assert "All that was answered 200 was counted." in said
+    assert "nothing is left running" in said
+    assert list(tmp_path.iterdir()) == [out]
+    assert [path for path in Path("/proc").glob("[0-9]*/cmdline") if _mentions(path, tmp_path)] == []
+
+
+def _mentions(cmdline: Path, place: Path) -> bool:
+    try:
+        return str(place).encode() in cmdline.read_bytes()
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(("path", "named"), [("", "nginx"), ("/usr/sbin", "nats-server")])
+def test_without_a_program_the_demo_says_what_to_install(path: str, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No traceback, and nothing is started."""
+    monkeypatch.setenv("PATH", path)
+    monkeypatch.setattr("proxy.cli.cluster.front.ELSEWHERE", "")
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    program = brokers.program if named == "nats-server" else front.program
+    with pytest.raises(Missing, match=rf"{named} is not on this machine; install it"):
+        program()

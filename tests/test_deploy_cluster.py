@@ -1,0 +1,160 @@
+"""The files for many machines: deploy/compose/cluster.yaml and deploy/kubernetes/cluster, held against what reads them."""
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from conftest import free_port, need
+from nats_server import BINARY
+from test_deploy import DEFAULTS, DEPLOY, dockerfile
+
+from proxy.cli.cluster.hosts import HAS_FALLBACK
+from proxy.settings import Settings, load
+from proxy.spool.jetstream.address import Address, parse
+
+CLUSTER = DEPLOY / "kubernetes/cluster"
+COMING = () if HAS_FALLBACK else ("BEACON_PROXY_FALLBACK", "BEACON_PROXY_FORWARD")
+
+
+def settings_of(environment: dict[str, str]) -> Settings:
+    return load(None, {name: value for name, value in environment.items() if name.startswith("BEACON_") and name not in COMING})
+
+
+def servers(address: Address) -> list[str]:
+    return [server.removeprefix("nats://").rpartition(":")[0] for server in address.servers]
+
+
+def compose() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((DEPLOY / "compose/cluster.yaml").read_text())
+    return found
+
+
+def test_compose_names_what_is_there() -> None:
+    """Docker makes an empty directory of a file that is missing; a secret or volume that is not declared stops it."""
+    file = compose()
+    for name, service in file["services"].items():
+        for source in (mount.split(":")[0] for mount in service.get("volumes", [])):
+            assert (DEPLOY / "compose" / source).exists() if source.startswith(".") else source in file["volumes"]
+        assert set(service.get("secrets", [])) <= set(file["secrets"])
+        assert set(service.get("depends_on", {})) <= set(file["services"])
+        assert "latest" not in service["image"]
+        assert service["read_only"] is True
+        assert service.get("ports", []) == (["8080:80"] if name == "nginx" else [])
+
+
+def test_the_settings_of_compose_are_settings_and_only_forwarders_hold_the_key() -> None:
+    """Every broker is named, each collector has a volume of its own, and a stop has time enough."""
+    services = compose()["services"]
+    collectors = {name: service for name, service in services.items() if name.startswith("collector-")}
+    forwarders = {name: service for name, service in services.items() if name.startswith("forwarder-")}
+    brokers = [name for name in services if name.startswith("nats-")]
+    assert (len(collectors), len(forwarders), len(brokers)) == (2, 2, 3)
+    assert len({service["volumes"][0] for service in collectors.values()}) == 2
+    for service in (*collectors.values(), *forwarders.values()):
+        settings = settings_of(service["environment"])
+        address = parse(settings.spool)
+        assert (servers(address), address.replicas, address.token_file) == (brokers, 3, "/run/secrets/nats_token")
+        assert "nats_token" in service["secrets"]
+        assert int(service["stop_grace_period"].removesuffix("s")) > DEFAULTS.shutdown_grace
+    assert not any("api_key" in service["secrets"] for service in collectors.values())
+    assert all(str(settings_of(service["environment"]).api_key_file) == "/run/secrets/api_key" for service in forwarders.values())
+    assert all(service["command"] == ["forward"] for service in forwarders.values())
+
+
+def test_nats_server_takes_the_configuration_of_compose(tmp_path: Path) -> None:
+    """The secret too is found from there."""
+    (tmp_path / "etc/nats").mkdir(parents=True)
+    (tmp_path / "run/secrets").mkdir(parents=True)
+    (tmp_path / "etc/nats/nats.conf").write_text((DEPLOY / "compose/nats.conf").read_text())
+    (tmp_path / "run/secrets/nats_login").write_text('token: "s3cret"\n')
+    command = [BINARY, "-t", "-c", tmp_path / "etc/nats/nats.conf"]
+    run = subprocess.run(command, env={"NATS_NAME": "nats-1"}, capture_output=True, text=True, timeout=20)
+    assert run.returncode == 0, run.stderr
+    routes = re.findall(r"nats://([^:]+):6222", (DEPLOY / "compose/nats.conf").read_text())
+    assert routes == [name for name in compose()["services"] if name.startswith("nats-")]
+
+
+def test_nginx_takes_what_the_command_of_compose_makes_of_the_files(tmp_path: Path) -> None:
+    """Both collectors are in it, and only they."""
+    program = need("nginx", "nginx-light")
+    [shell, option, script] = compose()["services"]["nginx"]["command"]
+    made = tmp_path / "beacon"
+    made.mkdir()
+    lines = (
+        script.rpartition("exec ")[0]
+        .replace("/etc/nginx/original", str(DEPLOY / "nginx"))
+        .replace("/etc/nginx/beacon", str(made))
+    )
+    subprocess.run([shell, option, lines], check=True, timeout=10)
+    text = (made / "beacon-http.conf").read_text()
+    assert re.findall(r"^ *server (\S+)", text, re.MULTILINE) == ["collector-1:8000", "collector-2:8000"]
+    (made / "beacon-http.conf").write_text(re.sub(r"collector-\d", "127.0.0.1", text))
+    moved = {"/var/log/nginx": str(tmp_path), "/var/run/": f"{tmp_path}/", "/etc/nginx/beacon": str(made)}
+    for path in (DEPLOY / "compose/nginx.conf", made / "beacon-location.conf"):
+        text = path.read_text().replace("listen 80;", f"listen 127.0.0.1:{free_port()};")
+        for old, new in moved.items():
+            text = text.replace(old, new)
+        (tmp_path if path.parent.name == "compose" else made).joinpath(path.name).write_text(text)
+    command = [program, "-t", "-p", tmp_path, "-c", tmp_path / "nginx.conf", "-e", tmp_path / "start.log"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert run.returncode == 0, run.stderr
+
+
+def manifests() -> list[dict[str, Any]]:
+    paths = [path for path in sorted(CLUSTER.glob("*.yaml")) if path.name != "nats-values.yaml"]
+    return [found for path in paths for found in yaml.safe_load_all(path.read_text())]
+
+
+def of_kind(kind: str) -> list[dict[str, Any]]:
+    return [found for found in manifests() if found["kind"] == kind]
+
+
+@pytest.mark.parametrize("manifest", manifests(), ids=lambda found: f"{found['kind']} {found['metadata']['name']}")
+def test_a_manifest_of_the_cluster_is_what_kubernetes_understands(manifest: dict[str, Any]) -> None:
+    """A misspelt field is ignored by some servers: a probe or a limit that is not there."""
+    kubernetes_validate.validate(manifest, "1.30", strict=True)
+
+
+def test_the_manifests_of_the_cluster_agree_with_each_other_and_with_the_settings() -> None:
+    """Names in one file mean something in another; no schema sees that."""
+    [collectors], [forwarders] = of_kind("StatefulSet"), of_kind("Deployment")
+    values = yaml.safe_load((CLUSTER / "nats-values.yaml").read_text())
+    for workload in (collectors, forwarders):
+        labels = workload["spec"]["template"]["metadata"]["labels"]
+        pod = workload["spec"]["template"]["spec"]
+        [container] = pod["containers"]
+        settings = settings_of({variable["name"]: variable["value"] for variable in container["env"]})
+        address = parse(settings.spool)
+        assert servers(address) == [f"nats-{n}.nats-headless" for n in range(values["config"]["cluster"]["replicas"])]
+        secret = values["container"]["env"]["NATS_TOKEN"]["valueFrom"]["secretKeyRef"]
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert address.token_file == f"{mounts['nats-token']}/{secret['key']}"
+        secrets = {volume["name"]: volume["secret"]["secretName"] for volume in pod["volumes"]}
+        assert secrets["nats-token"] == secret["name"]
+        component = {
+            "app.kubernetes.io/name": "beacon-proxy",
+            "app.kubernetes.io/component": labels["app.kubernetes.io/component"],
+        }
+        name = workload["metadata"]["name"]
+        selectors = [workload["spec"]["selector"]["matchLabels"]]
+        selectors += [found["spec"]["selector"]["matchLabels"] for found in of_kind("PodDisruptionBudget") if name in str(found)]
+        selectors += [found["spec"]["podSelector"]["matchLabels"] for found in of_kind("NetworkPolicy") if name in str(found)]
+        assert selectors == [component] * 3
+        user = pod["securityContext"]
+        assert dict(dockerfile())["USER"] == f"{user['runAsUser']}:{user['runAsGroup']}"
+        assert pod["terminationGracePeriodSeconds"] > settings.shutdown_grace + ("preStop" in str(container)) * 5
+        assert ("api-key" in secrets) == (workload is forwarders)
+    assert settings.api_key_file is not None
+    assert forwarders["spec"]["template"]["spec"]["containers"][0]["args"] == ["forward"]
+    services = {service["metadata"]["name"]: service for service in of_kind("Service")}
+    assert collectors["spec"]["serviceName"] in services
+    assert [port["targetPort"] for port in services["beacon-collector"]["spec"]["ports"]] == ["http"]
+
+
+def test_the_image_holds_what_the_brokers_need() -> None:
+    """The client of the brokers is an extra of the package."""
+    assert any("'.[nats]'" in rest for word, rest in dockerfile() if word == "RUN")
