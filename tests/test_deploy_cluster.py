@@ -12,16 +12,14 @@ from conftest import free_port, need
 from nats_server import BINARY
 from test_deploy import DEFAULTS, DEPLOY, dockerfile
 
-from proxy.cli.cluster.hosts import HAS_FALLBACK
 from proxy.settings import Settings, load
 from proxy.spool.jetstream.address import Address, parse
 
 CLUSTER = DEPLOY / "kubernetes/cluster"
-COMING = () if HAS_FALLBACK else ("BEACON_PROXY_FALLBACK", "BEACON_PROXY_FORWARD")
 
 
 def settings_of(environment: dict[str, str]) -> Settings:
-    return load(None, {name: value for name, value in environment.items() if name.startswith("BEACON_") and name not in COMING})
+    return load(None, {name: value for name, value in environment.items() if name.startswith("BEACON_")})
 
 
 def servers(address: Address) -> list[str]:

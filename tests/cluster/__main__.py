@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from benchmarks.__main__ import machine
 from proxy.cli.cluster import Missing
 from tests.cluster import experiments, throughput
-from tests.cluster.laboratory import NONE_REFUSED, Found, broken
+from tests.cluster.laboratory import Found, broken
 
 
 def main() -> int:
@@ -66,8 +66,6 @@ def main() -> int:
         if asked.keep:
             _keep(asked.keep, name, found)
         print(json.dumps(found if asked.json else _shown(found), indent=2), flush=True)
-    if not NONE_REFUSED:
-        console.print("503 is allowed here: collectors have no second place to store.", style="dim")
     return status
 
 

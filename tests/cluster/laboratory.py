@@ -11,27 +11,24 @@ import httpx
 
 from proxy.cli.cluster.brokers import Broker, Brokers
 from proxy.cli.cluster.cluster import Cluster
-from proxy.cli.cluster.hosts import HAS_FALLBACK
 from proxy.spool.port import SpoolError
 from tests.chaos.driver import Driver, quantile
 from tests.chaos.laboratory import Upstream
 from tests.cluster import disk
 from tests.cluster.relay import Relays
 
-NONE_REFUSED = HAS_FALLBACK
-"""With a second place to store, no answer but 200 is allowed, whatever happens to the brokers."""
 Found = dict[str, Any]
 Progress = Callable[[float, str], None]
 """Told the share that is done, and what is going on."""
-PROMISES = ("missing_upstream", "differing_copies", "ledger_off_by")
+PROMISES = ("missing_upstream", "differing_copies", "ledger_off_by", "answered_503")
+"""None of these may happen, whatever happens to the brokers: collectors have a second place to store."""
 SETTINGS = {"enrichers": "page,campaign", "backoff_base": "0.1", "backoff_cap": "0.5", "shutdown_grace": "4"}
 LOOK_S = 0.05
 
 
 def broken(found: Found) -> list[str]:
     """The promises that are broken."""
-    promises = (*PROMISES, "answered_503") if NONE_REFUSED else PROMISES
-    return [name for name in promises if found.get(name, 0)]
+    return [name for name in PROMISES if found.get(name, 0)]
 
 
 class Laboratory:

@@ -7,11 +7,9 @@ from pathlib import Path
 from proxy.cli.cluster import ports
 from proxy.cli.cluster.part import Part
 from proxy.cli.cluster.ports import says_ok
-from proxy.settings import PREFIX, Settings
+from proxy.settings import PREFIX
 
 KEY = "cluster-key-0123456789"
-HAS_FALLBACK = "fallback" in Settings.model_fields
-"""Whether collectors have a second place to store, so that none refuses a beacon while the brokers elect a leader."""
 
 
 def environment(**settings: object) -> dict[str, str]:
@@ -21,13 +19,12 @@ def environment(**settings: object) -> dict[str, str]:
 
 
 class CollectorHost(Part):
-    """`beacon-proxy serve` without a forwarder, with a directory of its own for what the brokers cannot take."""
+    """`beacon-proxy serve` without a forwarder and a key, with a directory of its own for what the brokers cannot take."""
 
-    def __init__(self, name: str, place: Path, spool: str, upstream: str, **settings: object) -> None:
+    def __init__(self, name: str, place: Path, spool: str, **settings: object) -> None:
         self.port, self.admin_port = ports.free(2)
-        own = {"fallback": f"sqlite:{place / name}"} if HAS_FALLBACK else {}
-        own |= {"forward": "false"} if "forward" in Settings.model_fields else {"api_key": KEY, "upstream": upstream}
-        own |= {"port": self.port, "admin_port": self.admin_port, "spool": spool}  # type: ignore[dict-item]
+        own = {"spool": spool, "fallback": f"sqlite:{place / name}", "forward": False}
+        own |= {"port": self.port, "admin_port": self.admin_port}
         command = [sys.executable, "-m", "proxy", "serve"]
         super().__init__(name, command, place / f"{name}.log", environment(**{**own, **settings}))
 
@@ -43,5 +40,5 @@ class ForwarderHost(Part):
     """`beacon-proxy forward`."""
 
     def __init__(self, name: str, place: Path, spool: str, upstream: str, **settings: object) -> None:
-        own = {"api_key": KEY, "spool": spool, "upstream": upstream, **settings}
+        own = {"api_key": KEY, "spool": spool, "fallback": "", "upstream": upstream, **settings}
         super().__init__(name, [sys.executable, "-m", "proxy", "forward"], place / f"{name}.log", environment(**own))
