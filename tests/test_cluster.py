@@ -1,17 +1,23 @@
 """A short run of the laboratory over a real cluster (`make chaos-cluster` is the long one): the same hands, the same account."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
-from conftest import clean_environment, need, wait_for
+from conftest import clean_environment, listening, need, wait_for
 
 from proxy.cli.cluster import Missing, brokers, front
+from proxy.cli.cluster.brokers import Brokers
+from proxy.cli.cluster.hosts import CollectorHost
 from proxy.cli.cluster.part import Part
+from proxy.spool import fallback_pending, ledger_of
+from proxy.spool.port import SpoolConfig, SpoolError
 from tests.cluster.laboratory import Found, broken, laboratory
 
 
@@ -79,3 +85,30 @@ def test_without_a_program_the_demo_says_what_to_install(path: str, named: str, 
     program = brokers.program if named == "nats-server" else front.program
     with pytest.raises(Missing, match=rf"{named} is not on this machine; install it"):
         program()
+
+
+def test_a_collector_that_starts_while_the_brokers_have_no_majority_takes_beacons(tmp_path: Path) -> None:
+    """After a power cut all start at once, and brokers take their time to elect a leader. Nobody may give up meanwhile."""
+    cluster = Brokers(tmp_path)
+    alone, others = cluster.all[0], cluster.all[1:]
+    host = CollectorHost("collector", tmp_path, cluster.spool)
+    try:
+        alone.start()
+        wait_for(lambda: listening(alone.port), "a broker")
+        host.start()
+        wait_for(host.ready, "the collector")
+        url = f"http://127.0.0.1:{host.port}/e?_n=Early&_p=me"
+        assert httpx.get(url, timeout=10).status_code == 200
+        for broker in others:
+            broker.start()
+        held = SpoolConfig(cluster.spool, fallback=f"sqlite:{tmp_path / 'collector'}")
+
+        def moved() -> bool:
+            with contextlib.suppress(SpoolError):
+                return fallback_pending(held) == 0 and ledger_of(held).pending == 1
+            return False
+
+        wait_for(moved, "the beacon to be moved over", 40)
+    finally:
+        for part in (host, *cluster.all):
+            part.kill()

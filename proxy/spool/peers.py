@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, Protocol
 
-from proxy.spool.port import Claim
+from proxy.spool.claim import Claim
 
 
 class Left(NamedTuple):

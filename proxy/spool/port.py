@@ -6,17 +6,16 @@ out again after a crash until it is settled; the ledger is counted together with
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
-from proxy.delivery import Verdict
 from proxy.histogram import SECONDS, SIZES, Histogram
 from proxy.hit import Hit
 from proxy.outcome import Ending, Outcome
-
-if TYPE_CHECKING:
-    from proxy.spool.peers import Peers
+from proxy.spool.claim import Claim as Claim
+from proxy.spool.claim import Settlement as Settlement
+from proxy.spool.peers import Peers
 
 RECEIVED, REFUSED, TRIMMED = "received", "refused", "trimmed"
 """The ledger's counts that are no outcome: answered 200; answered 503; delivered, but shortened to the API's limits."""
@@ -49,21 +48,6 @@ class SpoolConfig(msgspec.Struct, frozen=True):
     """A beacon that the disk has not taken by then is answered 503."""
     fallback: str = ""
     """`sqlite:DIR`, where hits wait while a `nats://` spool does not take them; "" for none."""
-
-
-class Claim(NamedTuple):
-    """A hit given out for delivery. `ticket` is the adapter's own; `attempt` counts from 1, this one included."""
-
-    ticket: Any
-    hit: Hit
-    attempt: int
-
-
-class Settlement(NamedTuple):
-    """What became of a claimed hit."""
-
-    claim: Claim
-    verdict: Verdict
 
 
 class Ledger(msgspec.Struct):
@@ -165,7 +149,7 @@ class Outlet(Protocol):
     (a lock, a full disk)."""
 
     @property
-    def peers(self) -> "Peers | None":
+    def peers(self) -> Peers | None:
         """The others at work on the spool; None where there can be none."""
 
     def claim(self, limit: int, now_ms: int, closed: Collection[str] = ()) -> list[Claim]:

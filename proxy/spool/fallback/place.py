@@ -1,13 +1,14 @@
 """A spool with a fallback, as a place: the servers', with this host's lanes added."""
 
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from proxy.spool.fallback.book import book_of
 from proxy.spool.fallback.intake import FallbackIntake
 from proxy.spool.jetstream.place import JetStreamPlace
 from proxy.spool.port import Intake, IntakeStats, Ledger, SpoolConfig, SpoolError
-from proxy.spool.sqlite import survey
+from proxy.spool.sqlite import file, survey
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -28,6 +29,7 @@ class FallbackPlace(JetStreamPlace):
 
     def prepare(self) -> None:
         survey.prepare_directory(self._directory, "fallback")
+        file.keep_reserve(Path(self._directory))  # without it the lane would pass for a full one until it is first used
         super().prepare()
 
     def look_at(self) -> None:
@@ -61,4 +63,4 @@ class FallbackPlace(JetStreamPlace):
         try:
             return super()._ask(call)
         except SpoolError as error:
-            raise SpoolError(f"{error}; {self.fallback_pending():,} beacons wait in {self._config.fallback} meanwhile") from None
+            raise type(error)(f"{error}; {self.fallback_pending():,} beacons wait in {self._config.fallback} meanwhile") from None

@@ -33,6 +33,10 @@ OPEN_S = 3.0
 INSTALL = "spool: a nats:// spool needs the package nats-py; install it with `pip install 'beacon-proxy[nats]'`"
 
 
+class ServersAway(SpoolError):
+    """No server is there, or none answers just now: waiting may mend it."""
+
+
 class Link:
     """`began` is called with each new client, before anybody else gets it: to subscribe."""
 
@@ -107,12 +111,14 @@ class Link:
         except SpoolError:
             raise
         except Exception as error:
-            words = _words(error)
-            raise (SpoolError(f"spool: {self.denied or words}") if not self.trouble else self.unreachable()) from None
+            if self.trouble:
+                raise self.unreachable() from None
+            unanswered = isinstance(error, TimeoutError) and not self.denied
+            raise (ServersAway if unanswered else SpoolError)(f"spool: {self.denied or _words(error)}") from None
 
-    def unreachable(self) -> SpoolError:
+    def unreachable(self) -> "ServersAway":
         """For the operator."""
-        return SpoolError(f"spool: {self.trouble}; start the servers, or name the right ones (setting spool)")
+        return ServersAway(f"spool: {self.trouble}; start the servers, or name the right ones (setting spool)")
 
     def close(self) -> None:
         """What was sent is flushed. Once."""

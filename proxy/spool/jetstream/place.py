@@ -14,7 +14,7 @@ from proxy.spool.jetstream.address import Address, parse
 from proxy.spool.jetstream.book import Book
 from proxy.spool.jetstream.dead import JetStreamDeadLetters
 from proxy.spool.jetstream.intake import JetStreamIntake
-from proxy.spool.jetstream.link import Link, login
+from proxy.spool.jetstream.link import Link, ServersAway, login
 from proxy.spool.jetstream.names import Names
 from proxy.spool.jetstream.outlet import JetStreamOutlet
 from proxy.spool.jetstream.publisher import Publisher
@@ -64,8 +64,11 @@ class JetStreamPlace:
         """Servers that are away, or elect a leader, just now: until then collectors refuse beacons, and say why."""
         if reason := self._reader().link.trouble:
             log.warning("the spool's servers are away", reason=reason)
-        else:
+            return
+        try:
             self._ask(self._ensure)
+        except ServersAway as away:
+            log.warning("the spool's servers do not answer yet", reason=str(away))
 
     def begun(self) -> bool:
         return self._ask(self._is_there)
@@ -132,8 +135,6 @@ class JetStreamPlace:
     async def _ensure(self, client: "Client") -> None:
         try:
             await streams.ensure_common(client, self._names, self._address.replicas)
-        except TimeoutError:
-            log.warning("the spool's servers do not answer yet")
         except api.ApiError as error:
             if error.number != api.UNAVAILABLE:
                 raise
