@@ -47,8 +47,8 @@ class NatsServer:
     def hang(self) -> None:
         """SIGSTOP, until `wake`: the kernel still takes what is sent to it."""
         self.process.send_signal(signal.SIGSTOP)
-        stat = Path(f"/proc/{self.process.pid}/stat")
-        wait_for(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "the server to hang")
+        threads = Path(f"/proc/{self.process.pid}/task")
+        wait_for(lambda: {_state(thread) for thread in threads.iterdir()} == {"T"}, "the server to hang")
 
     def wake(self) -> None:
         self.process.send_signal(signal.SIGCONT)
@@ -66,3 +66,8 @@ class NatsServer:
         config = {name: more.pop(name) for name in ("max_bytes", "commit_timeout_s") if name in more}
         query = "".join(f"&{name}={value}" for name, value in more.items())
         return SpoolConfig(f"nats://127.0.0.1:{self.port}?stream={stream}{query}", **config)  # type: ignore[arg-type]
+
+
+def _state(thread: Path) -> str:
+    """Of a thread, as the kernel has it: "T" for a stopped one."""
+    return (thread / "stat").read_text().rpartition(")")[2].split()[0]

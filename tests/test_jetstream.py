@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import secrets
-import signal
 import subprocess
 import sys
 import threading
@@ -481,7 +480,7 @@ def test_a_server_that_hangs_makes_one_visitor_wait_and_not_all(server: NatsServ
     config = server.spool("hangs", commit_timeout_s=1.0)
     with opened(config) as (intake, outlet):
         intake.append_blocking(hit("before"))
-        server.process.send_signal(signal.SIGSTOP)
+        server.hang()
         with pytest.raises(SpoolRefused, match="in time"):
             intake.append_blocking(hit("first"))
         probe = threading.Thread(target=_tried, args=(intake,))
@@ -492,7 +491,7 @@ def test_a_server_that_hangs_makes_one_visitor_wait_and_not_all(server: NatsServ
             intake.append_blocking(hit("others"))
         assert time.monotonic() - began < 0.5
         probe.join()
-        server.process.send_signal(signal.SIGCONT)
+        server.wake()
         wait_for(lambda: _tried(intake), "the server to answer again")
         assert "before" in names(outlet.claim(10, 0))
 
