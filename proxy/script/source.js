@@ -108,11 +108,7 @@
 
   let store = safe(() => localStorage)() || {};
 
-  const take = () => {
-    const text = store[QUEUE] || "";
-    delete store[QUEUE];
-    return text.split("\n");
-  };
+  const kept = () => (store[QUEUE] || "").split("\n");
 
   const sound = (text) => /^\d+ [esa]\?[!-~]{1,20000} [!-~]*$/.test(text); // one that is absurd must not cost all others
 
@@ -122,17 +118,19 @@
     while ((text = entries.join("\n")).length > 6e4 || entries.length > 100) entries.shift();
     try {
       if (text) store[QUEUE] = text;
+      else delete store[QUEUE];
     } catch (_) {
       store = { [QUEUE]: text }; // it is full: then as long as the page lasts
     }
   };
 
-  const keep = (items) => objects() || put([...new Set(take().concat(texts(items)))]);
+  const keep = (items) => items[0] && !objects() && put([...new Set(kept().concat(texts(items)))]);
 
   const replay = safe(() => {
     if (!store[QUEUE]) return;
     const all = () => {
-      const entries = take();
+      const entries = kept();
+      put([]);
       if (objects()) return; // and it is forgotten
       entries.forEach((t) => {
         if (sound(t) && !texts(flying).includes(t) && now() - parseInt(t) < 259200 /* three days */) pending.push({ t, s: 1 });
@@ -160,7 +158,7 @@
   };
 
   const taken = (items) => {
-    put(take().filter((text) => !texts(items).includes(text)));
+    if (store[QUEUE]) put(kept().filter((text) => !texts(items).includes(text)));
     landed(items);
   };
 
