@@ -182,6 +182,7 @@ class JetStreamOutlet:
         """What is wrong with single sites: it does not stop the others. Raises where nobody answers at all."""
         self._looked, now = time.monotonic(), time.monotonic()
         if self._link.generation != self._seen_in:
+            self._flights.take_off(self._puller.take(), self._source_of, ())  # those are of the streams that were there before
             self._sources.clear()
             self._seen_in = self._link.generation
         try:
@@ -260,5 +261,5 @@ class JetStreamOutlet:
             await asyncio.sleep(SAY_S)
             if (client := self._link.client()) is not None:
                 with contextlib.suppress(Exception):
-                    for flight in self._flights.unheard(time.monotonic() - UNHEARD_S):
-                        await client.publish(flight.reply, b"+WPI")
+                    for reply in self._flights.unheard(time.monotonic() - UNHEARD_S):
+                        await client.publish(reply, b"+WPI")
