@@ -802,21 +802,30 @@ def test_a_site_whose_stream_does_not_answer_stops_no_other(config: SpoolConfig,
             raise TimeoutError
         return await ensure(client, stream)
 
+    async def unanswered() -> None:
+        raise TimeoutError
+
     monkeypatch.setattr(streams, "ensure_consumer", leaderless)
     monkeypatch.setattr("proxy.spool.jetstream.outlet.SITE_PATIENCE_S", 0.3)
     monkeypatch.setattr(Link, "move_on", lambda self: moved.append(1) or asyncio.sleep(0))
     with opened(config) as (intake, outlet):
         intake.append_blocking(hit("a", site="away"))
         intake.append_blocking(hit("b", site="there"))
+        began = time.monotonic()
         assert names(outlet.claim(10, 0)) == ["b"]
+        assert time.monotonic() - began < 2
         began = time.monotonic()
         intake.append_blocking(hit("c", site="there"))
         assert names(outlet.claim(10, 0)) == ["c"]
         assert time.monotonic() - began < 0.25
+        outlet._run(unanswered(), None)
         assert not moved
         monkeypatch.setattr(streams, "ensure_consumer", ensure)
         outlet._resting = dict.fromkeys(outlet._resting, 0.0)
         assert names(outlet.claim(10, 0)) == ["a"]
+        outlet._sources.clear()
+        outlet._run(unanswered(), None)
+        wait_for(lambda: moved, "a move, where no site answers")
 
 
 def test_what_comes_from_a_stream_that_is_gone_just_then_has_its_site(config: SpoolConfig) -> None:
