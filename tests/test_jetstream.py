@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 import secrets
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import msgspec
@@ -23,11 +25,13 @@ from proxy.delivery import Final, Retry
 from proxy.outcome import Ending, Outcome
 from proxy.spool.jetstream import api, streams
 from proxy.spool.jetstream.address import Address
+from proxy.spool.jetstream.flight import Flights, Source
 from proxy.spool.jetstream.intake import JetStreamIntake
 from proxy.spool.jetstream.link import Link
 from proxy.spool.jetstream.names import Names, token, untoken
 from proxy.spool.jetstream.outlet import JetStreamOutlet
 from proxy.spool.jetstream.publisher import Message, Publisher
+from proxy.spool.jetstream.pull import Pulled
 from proxy.spool.port import (
     RECEIVED,
     REFUSED,
@@ -40,6 +44,9 @@ from proxy.spool.port import (
     SpoolRefused,
     Tapped,
 )
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
 
 DIED = Final(Outcome.REJECTED, "404")
 
@@ -731,3 +738,145 @@ def test_what_peers_do_waits_for_a_server_that_is_away(server: NatsServer) -> No
         outlet.peers.leave()
         server.start()
         assert wait_for(lambda: outlet.peers.exchange(b"x") == [], "the server")
+
+
+def test_servers_that_come_back_empty_do_not_confuse_the_new_with_what_is_still_here(server: NatsServer) -> None:
+    """Sequences begin anew: a new hit has that of an old one. Both are delivered, and the old one's end is not the new one's."""
+    config = server.spool("empty")
+    with opened(config) as (intake, outlet):
+        for n in range(3):
+            intake.append_blocking(hit(f"old{n}"))
+        old = outlet.claim(10, 0)
+        settled(outlet, old[:1], Retry(0, "503"))
+        server.stop()
+        shutil.rmtree(server.directory / "store")
+        server.start()
+        for n in range(3):
+            wait_for(lambda n=n: _stored(intake, f"new{n}"), "the server to take hits again")  # type: ignore[misc]
+        other = JetStreamOutlet(config)
+        settled(outlet, old[1:2], DELIVERED)
+        settled(outlet, old[2:], DIED)
+        found: list[Claim] = []
+        while len(found) < 3:
+            found += wait_for(lambda: other.claim(2, 0) + outlet.claim(2, 1), "the new ones")
+            found = [claim for claim in found if names([claim]) != ["old0"] or settled(outlet, [claim], DELIVERED)]
+        assert sorted(names(found)) == ["new0", "new1", "new2"]
+        assert outlet.ledger().pending == 3
+        for one in (outlet, other):
+            settled(one, found, DELIVERED)
+        wait_for(lambda: not (outlet.settle([]), outlet.ledger().pending)[1], "all to be settled")
+        ledger = outlet.ledger()
+        assert balanced(ledger)
+        assert (ledger.total(RECEIVED), ledger.total(Outcome.DELIVERED), ledger.total(Outcome.REJECTED)) == (6, 5, 1)
+        other.close()
+
+
+def _stored(intake: JetStreamIntake, name: str) -> bool:
+    try:
+        intake.append_blocking(hit(name))
+    except SpoolRefused:
+        return False
+    return True
+
+
+def test_a_new_hit_with_the_sequence_of_one_that_is_here_is_another() -> None:
+    """Whatever else is known of its stream."""
+    flights = Flights()
+    for stored, reply in (("1", "old"), ("2", "new")):
+        flights.take_off([Pulled("s", 7, stored, 1, reply, stored.encode())], lambda stream: Source("site", ""), ())
+    old, new = flights.fresh(10, ())
+    assert (old.content, old.reply, new.content, new.reply) == (b"1", "", b"2", "new")
+    assert old.place != new.place
+    flights.forget(old)
+    assert flights.is_out(new)
+
+
+def test_a_site_whose_stream_does_not_answer_stops_no_other(config: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is left alone for a while; and the server is not left for that."""
+    ensure, moved = streams.ensure_consumer, []
+
+    async def leaderless(client: "Client", stream: str) -> str:
+        if stream.endswith("_away"):
+            await asyncio.sleep(5)
+            raise TimeoutError
+        return await ensure(client, stream)
+
+    async def unanswered() -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(streams, "ensure_consumer", leaderless)
+    monkeypatch.setattr("proxy.spool.jetstream.outlet.SITE_PATIENCE_S", 0.3)
+    monkeypatch.setattr(Link, "move_on", lambda self: moved.append(1) or asyncio.sleep(0))
+    with opened(config) as (intake, outlet):
+        intake.append_blocking(hit("a", site="away"))
+        intake.append_blocking(hit("b", site="there"))
+        began = time.monotonic()
+        assert names(outlet.claim(10, 0)) == ["b"]
+        assert time.monotonic() - began < 2
+        began = time.monotonic()
+        intake.append_blocking(hit("c", site="there"))
+        assert names(outlet.claim(10, 0)) == ["c"]
+        assert time.monotonic() - began < 0.25
+        outlet._run(unanswered(), None)
+        assert not moved
+        monkeypatch.setattr(streams, "ensure_consumer", ensure)
+        outlet._resting = dict.fromkeys(outlet._resting, 0.0)
+        assert names(outlet.claim(10, 0)) == ["a"]
+        outlet._sources.clear()
+        outlet._run(unanswered(), None)
+        wait_for(lambda: moved, "a move, where no site answers")
+
+
+def test_what_comes_from_a_stream_that_is_gone_just_then_has_its_site(config: SpoolConfig) -> None:
+    """Some of a batch, then an error."""
+    with opened(config) as (intake, outlet):
+        for n in range(3):
+            intake.append_blocking(hit(str(n), site="shop"))
+        fetch = outlet._puller.fetch
+
+        async def broken_off(client: "Client", stream: str, wanted: int) -> bool:
+            await fetch(client, stream, wanted)
+            return False
+
+        outlet._puller.fetch = broken_off  # type: ignore[method-assign]
+        claims = outlet.claim(10, 0)
+        assert [claim.ticket.site for claim in claims] == ["shop"] * 3
+        outlet._sources.clear()
+        assert outlet._source_of(outlet._names.hits_stream("shop")).site == "shop"
+        settled(outlet, claims, DIED)
+        assert outlet.ledger().counts["shop"][Outcome.REJECTED] == 3
+
+
+def test_what_was_not_recorded_is_not_acknowledged(config: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dead letter that cannot be stored stays a pending hit."""
+    with opened(config) as (intake, outlet):
+        intake.append_blocking(hit("dies"))
+        claims = outlet.claim(10, 0)
+
+        async def refuse(self: Publisher, link: Link, messages: list[Message], patience_s: float) -> list[str]:
+            return ["no room"] * len(messages)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Publisher, "publish", refuse)
+            settled(outlet, claims, DIED)
+            assert (outlet.ledger().pending, outlet.ledger().total(Outcome.REJECTED)) == (1, 0)
+        outlet.settle([])
+        assert (outlet.ledger().pending, outlet.ledger().total(Outcome.REJECTED)) == (0, 1)
+
+
+def test_a_hit_that_is_held_for_long_is_not_given_to_another(config: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server hears of it now and then."""
+    monkeypatch.setattr(streams, "ACK_WAIT_S", 1)
+    monkeypatch.setattr("proxy.spool.jetstream.outlet.SAY_S", 0.1)
+    monkeypatch.setattr("proxy.spool.jetstream.outlet.UNHEARD_S", 0.3)
+    with opened(config) as (intake, one):
+        intake.append_blocking(hit("slow"))
+        claims = one.claim(10, 0)
+        two = JetStreamOutlet(config)
+        deadline = time.monotonic() + 2.5
+        while time.monotonic() < deadline:
+            assert two.claim(10, 0) == []
+            time.sleep(0.1)
+        settled(one, claims, DELIVERED)
+        assert one.ledger().pending == 0
+        two.close()

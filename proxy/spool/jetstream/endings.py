@@ -9,7 +9,7 @@ import msgspec
 from proxy.delivery import Final
 from proxy.outcome import Ending, Outcome
 from proxy.spool.jetstream.flight import Flight
-from proxy.spool.jetstream.names import HIT_ID, Names
+from proxy.spool.jetstream.names import HIT_ID, REPLAYED, Names
 from proxy.spool.jetstream.publisher import Message
 from proxy.spool.port import TRIMMED
 
@@ -41,6 +41,8 @@ def records(names: Names, flight: Flight, final: Final, now_ms: int) -> list[Mes
         found.append(Message(names.dead_letter(site, final.outcome), letter, {HIT_ID: place}))
     elif final.outcome is not Outcome.DELIVERED:
         found.append(counting(names, site, final.outcome, f"{final.outcome}:{place}"))
+    if not flight.reply:  # its stream, which counted it as received, is gone; that of now has to account for its ending
+        found.append(counting(names, site, REPLAYED, f"{REPLAYED}:{place}", -1))
     if final.trimmed:
         found.append(counting(names, site, TRIMMED, f"{TRIMMED}:{place}"))
     return found

@@ -7,7 +7,7 @@ import heapq
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from proxy.delivery import Retry
@@ -20,30 +20,30 @@ MOST_REMEMBERED = 100_000
 
 
 class Source(NamedTuple):
-    """A stream of hits. `born` tells it from a later one of the same name, whose sequences begin anew."""
+    """A stream of hits. `born` tells it from a later one of the same name, "" where that is not known."""
 
     site: str
     born: str
 
 
-NOWHERE = Source("", "")
-Key = tuple[str, int]
-"""A stream, and a hit's sequence in it."""
+Key = tuple[str, int, str]
+"""A stream, a hit's sequence in it, and when it was stored: sequences begin anew with a stream that was lost and made again."""
 
 
 class Flight:
     """One hit. `attempt` counts from 1, the one under way included."""
 
-    __slots__ = ("attempt", "content", "delivered", "heard", "key", "out", "place", "reply", "site")
+    __slots__ = ("attempt", "born", "content", "delivered", "heard", "key", "out", "place", "reply", "site")
 
     def __init__(self, pulled: Pulled, source: Source, attempt: int) -> None:
-        self.key: Key = (pulled.stream, pulled.sequence)
-        self.site = source.site
-        self.place = f"{source.born}:{pulled.stream}:{pulled.sequence}"
+        self.key: Key = (pulled.stream, pulled.sequence, pulled.stored)
+        self.site, self.born = source.site, source.born
+        self.place = f"{pulled.stored}:{pulled.stream}:{pulled.sequence}"
         """Unique among all hits that ever were."""
         self.content = pulled.content
         self.attempt = attempt
         self.delivered, self.reply = pulled.delivered, pulled.reply
+        """`reply` is "" once its stream is gone: there, it would be said of the message that now has its sequence."""
         self.heard = time.monotonic()
         """When the server last heard of it, or gave it out."""
         self.out = False
@@ -56,6 +56,8 @@ class Flights:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._all: dict[Key, Flight] = {}
+        self._latest: dict[tuple[str, int], Flight] = {}
+        """By stream and sequence."""
         self._fresh: list[Flight] = []
         """Not given out yet."""
         self._waiting: list[tuple[int, Key]] = []
@@ -63,18 +65,30 @@ class Flights:
         self._more: OrderedDict[Key, int] = OrderedDict()
         """How many more attempts than deliveries a hit that was handed back has had; often negative."""
 
-    def take_off(self, pulled: Iterable[Pulled], sources: Mapping[str, Source], closed: Collection[str]) -> int:
+    def take_off(self, pulled: Iterable[Pulled], sources: Callable[[str], Source], closed: Collection[str]) -> int:
         """Add them; how many fresh ones of open sites are here now. One that was here already has a new reply from now on."""
         with self._lock:
             for one in pulled:
-                key = (one.stream, one.sequence)
+                key = (one.stream, one.sequence, one.stored)
+                source = sources(one.stream)
                 if (known := self._all.get(key)) is not None:
                     known.delivered, known.reply, known.heard = one.delivered, one.reply, time.monotonic()
+                    known.born = source.born
                     continue
                 attempt = max(1, one.delivered + self._more.get(key, 0))
-                self._all[key] = flight = Flight(one, sources.get(one.stream, NOWHERE), attempt)
+                if (before := self._latest.get(key[:2])) is not None:
+                    before.reply = ""
+                self._all[key] = self._latest[key[:2]] = flight = Flight(one, source, attempt)
                 self._fresh.append(flight)
             return sum(flight.site not in closed for flight in self._fresh)
+
+    def orphan(self, sources: Mapping[str, Source]) -> None:
+        """Those of earlier streams of these names are nobody's but ours from now on."""
+        with self._lock:
+            for flight in self._all.values():
+                source = sources.get(flight.key[0])
+                if source is not None and flight.born and flight.born != source.born:
+                    flight.reply = ""
 
     def fresh(self, limit: int, closed: Collection[str]) -> list[Flight]:
         """Up to `limit` of those that were never given out, as they came; they are given out with this."""
@@ -95,7 +109,7 @@ class Flights:
         """Count the attempt, and let it wait here for the next; False if it must wait with the server."""
         with self._lock:
             flight.attempt += verdict.counted
-            if verdict.due_ms - now_ms > LONGEST_WAIT_MS or len(self._waiting) >= MOST_WAITING:
+            if flight.reply and (verdict.due_ms - now_ms > LONGEST_WAIT_MS or len(self._waiting) >= MOST_WAITING):
                 return False
             flight.out = False
             heapq.heappush(self._waiting, (verdict.due_ms, flight.key))
@@ -126,13 +140,19 @@ class Flights:
     def forget(self, flight: Flight) -> None:
         """It is no longer ours, and will not come back."""
         with self._lock:
-            self._all.pop(flight.key, None)
+            self._remove(flight)
             self._more.pop(flight.key, None)
 
     def hand_back(self, flight: Flight) -> str:
-        """Where to tell the server that it has it again. It will count a delivery more; what it cannot know is remembered."""
+        """Where to tell the server that it has it again. It will count a delivery more; what it cannot know is remembered.
+        "" if there is nobody to have it: then it is to be given out here again.
+        """
         with self._lock:
-            self._all.pop(flight.key, None)
+            if not flight.reply:
+                flight.out = False
+                self._fresh.append(flight)
+                return ""
+            self._remove(flight)
             if more := flight.attempt - (flight.delivered + 1):
                 self._more[flight.key] = more
                 if len(self._more) > MOST_REMEMBERED:
@@ -141,29 +161,39 @@ class Flights:
                 self._more.pop(flight.key, None)
             return flight.reply
 
+    def _remove(self, flight: Flight) -> None:
+        self._all.pop(flight.key, None)
+        if self._latest.get(flight.key[:2]) is flight:
+            del self._latest[flight.key[:2]]
+
     def waiting_of(self, sites: Collection[str]) -> list[tuple[Flight, int]]:
         """Those that are not given out, and when they are due (0: at once); to be handed back."""
         with self._lock:
-            mine = [(flight, 0) for flight in self._fresh if flight.site in sites]
-            mine += [(flight, due) for due, key in self._waiting if (flight := self._all[key]).site in sites]
-            self._fresh = [flight for flight in self._fresh if flight.site not in sites]
-            self._waiting = [(due, key) for due, key in self._waiting if self._all[key].site not in sites]
+
+            def theirs(flight: Flight) -> bool:
+                return flight.site in sites and bool(flight.reply)
+
+            mine = [(flight, 0) for flight in self._fresh if theirs(flight)]
+            mine += [(flight, due) for due, key in self._waiting if theirs(flight := self._all[key])]
+            self._fresh = [flight for flight in self._fresh if not theirs(flight)]
+            self._waiting = [(due, key) for due, key in self._waiting if not theirs(self._all[key])]
             heapq.heapify(self._waiting)
             return mine
 
-    def unheard(self, since: float) -> list[Flight]:
-        """Those of which the server was told nothing since then (monotonic); now it is."""
+    def unheard(self, since: float) -> list[str]:
+        """Where to tell the server of those of which it was told nothing since then (monotonic); now it is."""
         with self._lock:
-            found = [flight for flight in self._all.values() if flight.heard < since]
+            found = [flight for flight in self._all.values() if flight.reply and flight.heard < since]
             for flight in found:
                 flight.heard = time.monotonic()
-            return found
+            return [flight.reply for flight in found]
 
     def clear(self) -> list[str]:
         """Hand all of them back."""
         with self._lock:
             replies = [flight.reply for flight in self._all.values()]
             self._all.clear()
+            self._latest.clear()
             self._fresh.clear()
             self._waiting.clear()
             return replies

@@ -38,6 +38,8 @@ T = TypeVar("T")
 
 LOOK_S = 1.0
 """Between two looks for streams of new sites."""
+SITE_PATIENCE_S, REST_S = 1.0, 5.0
+"""For one site's stream to answer; if it does not, it is asked again after so long."""
 POLLED_AT_ONCE, POLL_S = 16, 0.002
 """With more sites, one without hits is asked again after so long for each of them: idle sites shall not keep a server busy."""
 SAY_S, UNHEARD_S = 5.0, streams.ACK_WAIT_S / 3
@@ -58,7 +60,10 @@ class JetStreamOutlet:
         """By stream, where our consumer is known to be there."""
         self._dry: dict[str, float] = {}
         """Stream → when (monotonic) it last had less than was asked for."""
-        self._looked = float("-inf")
+        self._resting: dict[str, float] = {}
+        """Streams in trouble → until when (monotonic) they are left alone."""
+        self._looked, self._seen_in = float("-inf"), 0
+        """When we last looked for sites, and in which of the link's generations."""
         self._told_of = Trouble()
         self._link = Link(address, "beacon-proxy forwarder", self._subscribe)
         self.peers = JetStreamPeers(self._names, self._link, self._run, self._flights, self._settler)
@@ -133,7 +138,12 @@ class JetStreamOutlet:
 
     def _settle_kept(self) -> None:
         if self._settler.kept:
-            self._run(self._settler.record(self._link), None)
+            self._run(self._record(), None)
+
+    async def _record(self) -> None:
+        if (client := self._link.client()) is not None and self._link.generation != self._seen_in:
+            await self._look_for_sites(client)  # servers may have come back without their streams
+        await self._settler.record(self._link)
 
     def _run(self, call: Coroutine[Any, Any, T], otherwise: T) -> T:
         """What the call gives; in trouble, what is given otherwise. The trouble is told of once."""
@@ -144,10 +154,11 @@ class JetStreamOutlet:
             found = self._link.run(call, PATIENCE_S)
         except Exception as error:
             self._in_trouble(error)
-            if isinstance(error, TimeoutError) or (isinstance(error, api.ApiError) and error.number == api.UNAVAILABLE):
+            away = isinstance(error, TimeoutError) or (isinstance(error, api.ApiError) and error.number == api.UNAVAILABLE)
+            if away and not self._sources:  # as long as a site answers, it is not the server
                 asyncio.run_coroutine_threadsafe(self._link.move_on(), self._link.loop)
             return otherwise
-        if self._told_of.ends():
+        if not self._resting and self._told_of.ends():
             log.info("the spool works again")
         return found
 
@@ -163,35 +174,65 @@ class JetStreamOutlet:
     async def _prepare(self) -> None:
         if (client := self._link.client()) is not None:
             await streams.ensure_common(client, self._names, self._replicas)
-            await self._look_for_sites(client)
+            wrong = await self._look_for_sites(client)
+            if found := next((error for error in wrong if isinstance(error, SpoolError)), None):
+                raise found
 
-    async def _look_for_sites(self, client: "Client") -> None:
-        self._looked = time.monotonic()
-        found, _ = await api.ask_all(client, "STREAM.NAMES", "streams", {"subject": self._names.all_hits})
+    async def _look_for_sites(self, client: "Client") -> list[Exception]:
+        """What is wrong with single sites: it does not stop the others. Raises where nobody answers at all."""
+        self._looked, now = time.monotonic(), time.monotonic()
+        if self._link.generation != self._seen_in:
+            self._flights.take_off(self._puller.take(), self._source_of, ())  # those are of the streams that were there before
+            self._sources.clear()
+            self._seen_in = self._link.generation
+        try:
+            asked = api.ask_all(client, "STREAM.NAMES", "streams", {"subject": self._names.all_hits})
+            found, _ = await asyncio.wait_for(asked, SITE_PATIENCE_S)
+        except Exception as error:
+            if not self._sources:
+                raise
+            return [error]
         for gone in self._sources.keys() - set(found):
             del self._sources[gone]
-        wrong: SpoolError | None = None
-        for stream in found:
-            if stream not in self._sources:
-                try:
-                    born = await streams.ensure_consumer(client, stream)
-                    self._sources[stream] = Source(self._names.site_of(stream), born)
-                except SpoolError as error:  # of that site alone
-                    wrong = error
-        if wrong is not None:
-            raise wrong
+        self._resting = {stream: until for stream, until in self._resting.items() if until > now and stream in found}
+        new = [stream for stream in found if stream not in self._sources and stream not in self._resting]
+        wrong: list[Exception] = []
+        for stream, source in zip(new, await asyncio.gather(*(self._source(client, stream) for stream in new)), strict=True):
+            if isinstance(source, Source):
+                self._sources[stream] = source
+            else:
+                self._resting[stream] = time.monotonic() + REST_S
+                wrong.append(source)
+        if new:
+            self._flights.orphan(self._sources)
+        if wrong and not self._sources and not any(isinstance(error, SpoolError) for error in wrong):
+            raise wrong[0]
+        return wrong
+
+    async def _source(self, client: "Client", stream: str) -> Source | Exception:
+        """Our consumer is there from now on."""
+
+        async def ask() -> str:
+            await streams.ensure_consumer(client, stream)
+            return str((await api.ask(client, f"STREAM.INFO.{stream}"))["created"])
+
+        try:
+            return Source(self._names.site_of(stream), await asyncio.wait_for(ask(), SITE_PATIENCE_S))
+        except Exception as error:
+            return error
+
+    def _source_of(self, stream: str) -> Source:
+        return self._sources.get(stream) or Source(self._names.site_of(stream), "")
 
     async def _fetch(self, wanted: int, closed: Collection[str]) -> None:
         """Get so many fresh hits here: of each site its share first, then, where some had none, more of the others."""
         client = self._link.client()
         if client is None:
             return
-        if time.monotonic() - self._looked >= LOOK_S:
-            try:
-                await self._look_for_sites(client)
-            except SpoolError as error:
+        if time.monotonic() - self._looked >= LOOK_S or self._link.generation != self._seen_in:
+            for error in await self._look_for_sites(client):
                 self._in_trouble(error)
-        here = self._flights.take_off(self._puller.take(), self._sources, closed)
+        here = self._flights.take_off(self._puller.take(), self._source_of, closed)
         now, rest_s = time.monotonic(), POLL_S * len(self._sources) if len(self._sources) > POLLED_AT_ONCE else 0.0
         wet = [
             s
@@ -202,14 +243,14 @@ class JetStreamOutlet:
             share = -(-missing // len(wet))
             asked = {stream: min(share, missing - share * turn) for turn, stream in enumerate(wet) if missing > share * turn}
             there = await asyncio.gather(*(self._puller.fetch(client, stream, n) for stream, n in asked.items()))
-            for stream, is_there in zip(asked, there, strict=True):
-                if not is_there:
-                    self._sources.pop(stream, None)
             pulled = self._puller.take()
             came = dict.fromkeys(asked, 0)
             for one in pulled:
                 came[one.stream] = came.get(one.stream, 0) + 1
-            here = self._flights.take_off(pulled, self._sources, closed)
+            here = self._flights.take_off(pulled, self._source_of, closed)
+            for stream, is_there in zip(asked, there, strict=True):
+                if not is_there:
+                    self._sources.pop(stream, None)
             dry = {stream for stream, n in asked.items() if came[stream] < n}
             self._dry.update(dict.fromkeys(dry, time.monotonic()))
             wet = [stream for stream in wet if stream not in dry]
@@ -220,5 +261,5 @@ class JetStreamOutlet:
             await asyncio.sleep(SAY_S)
             if (client := self._link.client()) is not None:
                 with contextlib.suppress(Exception):
-                    for flight in self._flights.unheard(time.monotonic() - UNHEARD_S):
-                        await client.publish(flight.reply, b"+WPI")
+                    for reply in self._flights.unheard(time.monotonic() - UNHEARD_S):
+                        await client.publish(reply, b"+WPI")

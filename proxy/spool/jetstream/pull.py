@@ -19,6 +19,8 @@ class Pulled(NamedTuple):
 
     stream: str
     sequence: int
+    stored: str
+    """When; tells it from one with its sequence in an earlier or a later stream of that name."""
     delivered: int
     """How often the server gave it out, this time included."""
     reply: str
@@ -51,15 +53,17 @@ class Puller:
         await client.subscribe(self._inbox + "*", cb=self._arrive, pending_msgs_limit=-1, pending_bytes_limit=-1)
 
     async def fetch(self, client: "Client", stream: str, wanted: int) -> bool:
-        """Ask for that many and wait until they are here or there are no more. False if the stream or its consumer is gone."""
+        """Ask for that many and wait until they are here or there are no more. False if the stream or its
+        consumer is gone, or does not answer.
+        """
         request = self._requests[stream] = _Request(wanted)
         try:
             body = json.dumps({"batch": wanted, "no_wait": True}).encode()
             await client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{FORWARDERS}", body, self._inbox + stream)
-            await asyncio.wait([request.done], timeout=PATIENCE_S)
+            done, _ = await asyncio.wait([request.done], timeout=PATIENCE_S)
         finally:
             del self._requests[stream]
-        return not request.gone
+        return bool(done) and not request.gone
 
     def take(self) -> list[Pulled]:
         """What has arrived."""
@@ -81,7 +85,9 @@ class Puller:
 
 
 def _pulled(msg: "Msg") -> Pulled:
-    """`$JS.ACK.STREAM.CONSUMER.DELIVERED.SEQUENCE.…`, or with a domain and an account after `$JS.ACK` (ADR-15)."""
+    """`$JS.ACK.STREAM.CONSUMER.DELIVERED.SEQUENCE.CONSUMER_SEQUENCE.TIMESTAMP.PENDING`, or with a domain and an
+    account after `$JS.ACK` (ADR-15).
+    """
     tokens = msg.reply.split(".")
     at = 2 if len(tokens) == 9 else 4
-    return Pulled(tokens[at], int(tokens[at + 3]), int(tokens[at + 2]), msg.reply, msg.data)
+    return Pulled(tokens[at], int(tokens[at + 3]), tokens[at + 5], int(tokens[at + 2]), msg.reply, msg.data)

@@ -74,6 +74,9 @@ class Settler:
     async def _acknowledge(self, link: Link, flights: Sequence[Flight]) -> None:
         by_stream: dict[str, list[Flight]] = {}
         for flight in flights:
+            if not flight.reply:
+                self._done(flight)
+                continue
             by_stream.setdefault(flight.key[0], []).append(flight)
         client = link.client()
         if client is None:
@@ -87,10 +90,13 @@ class Settler:
             if isinstance(answer, BaseException):
                 continue
             for flight in some:
-                self.kept.pop(flight.key, None)
-                self._flights.forget(flight)
+                self._done(flight)
         if failed := next((answer for answer in answers if isinstance(answer, BaseException)), None):
             raise failed
+
+    def _done(self, flight: Flight) -> None:
+        self.kept.pop(flight.key, None)
+        self._flights.forget(flight)
 
     async def put_off(self, link: Link, replies: Sequence[tuple[str, int]]) -> None:
         """Let the server give those hits out again, not before so many milliseconds. What this does not reach waits
@@ -100,6 +106,8 @@ class Settler:
         if client is None:
             return
         for reply, wait_ms in replies:
+            if not reply:
+                continue
             delay = f" {json.dumps({'delay': min(wait_ms, FARTHEST_MS) * 1_000_000})}" if wait_ms > 0 else ""
             await client.publish(reply, f"-NAK{delay}".encode())
         await client.flush(2)
