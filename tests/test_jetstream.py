@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import secrets
-import signal
 import subprocess
 import sys
 import threading
@@ -476,12 +475,13 @@ def test_without_a_server_beacons_are_refused_until_it_is_there(server: NatsServ
         assert wait_for(lambda: outlet.ledger().total(REFUSED), "the refusal's count") == 1
 
 
-def test_a_server_that_hangs_makes_one_visitor_wait_and_not_all(server: NatsServer) -> None:
+def test_a_server_that_hangs_makes_one_visitor_wait_and_not_all(server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection is there, and nothing is answered: one beacon at a time tries whether that is over."""
+    monkeypatch.setattr("proxy.spool.jetstream.shelf.SHUNNED_S", 0.0)
     config = server.spool("hangs", commit_timeout_s=1.0)
     with opened(config) as (intake, outlet):
         intake.append_blocking(hit("before"))
-        server.process.send_signal(signal.SIGSTOP)
+        server.hang()
         with pytest.raises(SpoolRefused, match="in time"):
             intake.append_blocking(hit("first"))
         probe = threading.Thread(target=_tried, args=(intake,))
@@ -492,7 +492,7 @@ def test_a_server_that_hangs_makes_one_visitor_wait_and_not_all(server: NatsServ
             intake.append_blocking(hit("others"))
         assert time.monotonic() - began < 0.5
         probe.join()
-        server.process.send_signal(signal.SIGCONT)
+        server.wake()
         wait_for(lambda: _tried(intake), "the server to answer again")
         assert "before" in names(outlet.claim(10, 0))
 
