@@ -24,6 +24,7 @@ from test_embedding import UvicornProcess
 from test_jetstream import balanced
 from test_spool import DELIVERED, hit, names
 
+from proxy import hit as hits
 from proxy import spool
 from proxy.admin.report import Report
 from proxy.admin.summary import render, summary
@@ -33,7 +34,9 @@ from proxy.settings import Settings
 from proxy.spool.fallback.intake import FallbackIntake
 from proxy.spool.fallback.mover import moving
 from proxy.spool.fallback.transfer import BATCH, LaneTransfer
+from proxy.spool.jetstream import api, streams
 from proxy.spool.jetstream.link import Link
+from proxy.spool.jetstream.names import Names
 from proxy.spool.jetstream.outlet import JetStreamOutlet
 from proxy.spool.port import RECEIVED, REFUSED, Ledger, Settlement, SpoolConfig, SpoolError, SpoolRefused
 from proxy.spool.sqlite.survey import audit, read_ledger
@@ -230,6 +233,134 @@ def test_what_the_spool_refuses_for_its_own_sake_holds_up_nothing(tmp_path: Path
             assert (ledger.total(RECEIVED), ledger.fallback) == (5, 1)
     finally:
         server.kill()
+
+
+def _drift(config: SpoolConfig, intake: FallbackIntake, site: str, **change: object) -> None:
+    """Somebody edits the stream of a site."""
+    place = Names(config.url.partition("stream=")[2])
+    client = intake._engine._link.client()
+    assert client is not None
+    wanted = {**streams.hits_stream(place, site, 1), **change}
+    intake._engine._link.run(api.ask(client, f"STREAM.UPDATE.{place.hits_stream(site)}", wanted), 5.0)
+
+
+async def _append_to_sites(intake: FallbackIntake, *sites: str) -> None:
+    await asyncio.gather(*(intake.append(hit(str(n), site=site)) for n, site in enumerate(sites)))
+
+
+def test_one_sites_stream_that_is_not_to_be_had_holds_up_no_other_site(
+    config: SpoolConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its hits wait on this host; those of others, in the same batches, go to the spool. It is looked at again later."""
+    monkeypatch.setattr("proxy.spool.jetstream.shelf.SHUNNED_S", 0.5)
+    with opened(config) as intake:
+        asyncio.run(_append_to_sites(intake, "bad", "good"))
+        _drift(config, intake, "bad", duplicate_window=120 * streams.SECOND)
+    with opened(config) as intake:
+        asyncio.run(_append_to_sites(intake, *["bad", "good"] * 10))
+        assert spool.fallback_pending(config) == 10
+        assert spool.ledger_of(config).counts["good"][RECEIVED] == 11
+        _drift(config, intake, "bad")
+        with moving(config):
+            wait_for(lambda: emptied(config), "the lane to be emptied")
+        assert spool.ledger_of(config).counts["bad"][RECEIVED] == 11
+
+
+def test_a_stream_that_does_not_answer_costs_other_sites_no_time(config: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own visitors wait once for a second, then it is left alone for a while; and the servers do not pass for hung ones."""
+    ensure, tries = streams.ensure_stream, 0
+
+    async def silent(client: Any, wanted: streams.Config) -> None:
+        nonlocal tries
+        if wanted["name"].endswith("_hits_bad"):
+            tries += 1
+            await asyncio.sleep(60)
+        await ensure(client, wanted)
+
+    async def timed(intake: FallbackIntake, site: str) -> float:
+        began = time.monotonic()
+        await intake.append(hit("a", site=site))
+        return time.monotonic() - began
+
+    async def both(intake: FallbackIntake) -> list[float]:
+        return await asyncio.gather(timed(intake, "bad"), timed(intake, "good"), timed(intake, "new"))
+
+    monkeypatch.setattr(streams, "ensure_stream", silent)
+    with opened(config) as intake:
+        asyncio.run(_append_to_sites(intake, "good"))
+        bad, good, new = asyncio.run(both(intake))
+        assert bad > 0.9
+        assert max(good, new) < 0.5
+        assert max(asyncio.run(both(intake))) < 0.5
+        assert tries == 1
+        assert not intake._engine.hangs
+        assert spool.fallback_pending(config) == 2
+        assert {site: counts[RECEIVED] for site, counts in spool.ledger_of(config).counts.items()}["good"] == 3
+
+
+def test_the_mover_passes_over_a_site_whose_stream_is_not_to_be_had(server: NatsServer, config: SpoolConfig) -> None:
+    """More than a batch of its rows lie before those of another."""
+    with opened(config) as intake:
+        asyncio.run(_append_to_sites(intake, "bad"))
+        _drift(config, intake, "bad", duplicate_window=120 * streams.SECOND)
+        server.kill()
+        wait_for(lambda: intake._engine.away, "the loss to be seen")
+        asyncio.run(_append_to_sites(intake, *["bad"] * (BATCH + 50)))
+        asyncio.run(_append_to_sites(intake, *["good"] * 30))
+        server.start()
+        wait_for(lambda: not intake._engine.away, "the connection")
+        with moving(config):
+            wait_for(lambda: spool.fallback_pending(config) == BATCH + 50, "the others to be moved", 5)
+            assert spool.ledger_of(config).counts["good"][RECEIVED] == 30
+            _drift(config, intake, "bad")
+            wait_for(lambda: emptied(config), "the lane to be emptied")
+        assert spool.ledger_of(config).counts["bad"][RECEIVED] == BATCH + 51
+
+
+@pytest.mark.parametrize("limit", ["max_payload", "max_msg_size", "headers"])
+def test_a_batch_of_hits_that_are_too_large_holds_up_nothing(limit: str, tmp_path: Path) -> None:
+    """For the server, for their stream, and for the server together with their headers alone."""
+    server = NatsServer(tmp_path / "nats", "" if limit == "max_msg_size" else "max_payload: 4KB\n")
+    config = replace(server.spool("small"), fallback=f"sqlite:{tmp_path / 'fallback'}")
+    large = hit("x" * 8000)
+    if limit == "headers":
+        large = hit("x" * (4096 - 10 - len(hits.encode(hit("")))))
+        assert 4070 < len(hits.encode(large)) < 4096
+    try:
+        with opened(config) as intake:
+            intake.append_blocking(hit("first"))
+            if limit == "max_msg_size":
+                _drift(config, intake, "default", max_msg_size=4096)
+            server.kill()
+            wait_for(lambda: intake._engine.away, "the loss to be seen")
+
+            async def many() -> None:
+                await asyncio.gather(*(intake.append(large) for _ in range(BATCH + 10)))
+
+            asyncio.run(many())
+            asyncio.run(_append_all(intake, [str(n) for n in range(30)]))
+            server.start()
+            with moving(config):
+                wait_for(lambda: spool.fallback_pending(config) == BATCH + 10, "the others to be moved", 8)
+            assert spool.ledger_of(config).total(RECEIVED) == 31
+    finally:
+        server.kill()
+
+
+def test_the_lane_is_closed_whatever_the_engine_does(config: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it holds is on disk, and the next process gets it."""
+    intake = FallbackIntake(config)
+    close = intake._engine.close
+
+    def failing() -> None:
+        close()
+        raise RuntimeError("the engine failed")
+
+    monkeypatch.setattr(intake._engine, "close", failing)
+    with pytest.raises(RuntimeError, match="the engine failed"):
+        intake.close()
+    with pytest.raises(SpoolRefused):
+        intake._lane.enter(hit("late"), lambda error: None)
 
 
 def test_only_when_both_refuse_a_beacon_is_refused(server: NatsServer, config: SpoolConfig) -> None:

@@ -482,8 +482,9 @@ def test_without_a_server_beacons_are_refused_until_it_is_there(server: NatsServ
         assert wait_for(lambda: outlet.ledger().total(REFUSED), "the refusal's count") == 1
 
 
-def test_a_server_that_hangs_makes_one_visitor_wait_and_not_all(server: NatsServer) -> None:
+def test_a_server_that_hangs_makes_one_visitor_wait_and_not_all(server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection is there, and nothing is answered: one beacon at a time tries whether that is over."""
+    monkeypatch.setattr("proxy.spool.jetstream.shelf.SHUNNED_S", 0.0)
     config = server.spool("hangs", commit_timeout_s=1.0)
     with opened(config) as (intake, outlet):
         intake.append_blocking(hit("before"))

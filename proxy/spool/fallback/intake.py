@@ -65,8 +65,10 @@ class FallbackIntake:
 
     def close(self) -> None:
         """What the servers do not acknowledge any more still reaches the lane."""
-        self._engine.close()
-        self._lane.close()
+        try:
+            self._engine.close()
+        finally:
+            self._lane.close()
 
     def _answers(self) -> bool:
         """Whether the servers are worth a try. Some counts of the last second before they went wait in memory until they are

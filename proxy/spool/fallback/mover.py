@@ -2,7 +2,8 @@
 
 One at a time for a directory, by the lock that a forwarder of such a directory holds. A row is deleted once its publication is
 acknowledged, so a mover may be killed at any instant. Between two batches it rests for as long as the last one took: at most half
-of what the servers can take is taken from fresh beacons.
+of what the servers can take is taken from fresh beacons. Rows that cannot be moved, because they are too large or their site's
+stream is not to be had, are put behind all others.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from proxy.spool.jetstream.address import parse
 from proxy.spool.jetstream.endings import counting
 from proxy.spool.jetstream.link import Link
 from proxy.spool.jetstream.names import BY_COLLECTOR, Names
-from proxy.spool.jetstream.publisher import Publisher
+from proxy.spool.jetstream.publisher import Publisher, lasting
 from proxy.spool.jetstream.shelf import Shelf
 from proxy.spool.port import SpoolConfig, SpoolError
 from proxy.spool.sqlite import file
@@ -32,6 +33,10 @@ ROOM_S = 5.0
 """Between two looks whether the spool has room."""
 PATIENCE_S = 3.0
 """For the acknowledgements of a batch."""
+REST_S = 1.0
+"""The longest rest between two batches."""
+PASS_OVER_S = 0.25
+"""How long rows that cannot be moved just now are passed over in one turn."""
 STUCK_S = 30.0
 """A turn that takes longer never ends."""
 
@@ -68,7 +73,7 @@ class Mover:
                 self.turned = began = time.monotonic()
                 held = held if held is not None else self._hold()
                 moved = self._turn() if held is not None else 0
-                self._stopping.wait(time.monotonic() - began if moved else LOOK_S)
+                self._stopping.wait(min(time.monotonic() - began, REST_S) if moved else LOOK_S)
         finally:
             for lane in self._lanes.values():
                 lane.close()
@@ -118,15 +123,31 @@ class Mover:
             lane.close()
 
     def _move(self, lane: LaneTransfer) -> int:
-        rows = lane.begin()
-        if not rows:
-            return 0
-        batch, ids = [row.hit for row in rows], [row.message for row in rows]
-        errors = self._on_link(self._shelf.put(self._link, batch, ids, PATIENCE_S), len(rows))
-        moved = [row for row, error in zip(rows, errors, strict=True) if not error]
-        if moved:  # if none was, it is not for the sake of one of them
+        """A batch of which something can be moved; those before it are passed over. How many rows were moved."""
+        began, first = time.monotonic(), True
+        while rows := lane.begin():
+            if not first and (lane.went_round(rows[0]) or time.monotonic() - began > PASS_OVER_S or self._stopping.is_set()):
+                break
+            first = False
+            batch, ids = [row.hit for row in rows], [row.message for row in rows]
+            errors = self._on_link(self._shelf.put(self._link, batch, ids, PATIENCE_S), len(rows))
+            moved = [row for row, error in zip(rows, errors, strict=True) if not error]
+            if not moved and not any(map(lasting, errors)) and not self._answers():
+                break  # it is not for the sake of one of them
             lane.end(moved, [row for row, error in zip(rows, errors, strict=True) if error])
-        return len(moved)
+            if moved:
+                return len(moved)
+        return 0
+
+    def _answers(self) -> bool:
+        """Whether the server that we are connected to is alive."""
+        if (client := self._link.client()) is None:
+            return False
+        try:
+            self._link.run(client.flush(1), 2.0)
+        except Exception:
+            return False
+        return True
 
     def _move_counts(self, lane: LaneTransfer) -> int:
         counts = lane.begin_counts()

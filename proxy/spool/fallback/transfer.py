@@ -66,6 +66,8 @@ class LaneTransfer:
         self.path, self.inode = path, file.inode(path)
         self._db = file.open_file(path, durability="os", busy_s=BUSY_S, polls=True)  # what is moved twice counts once
         self._identity = file.identity(self._db)
+        self._behind = 0
+        """The first of the rows that were put behind in this round."""
 
     def waits(self) -> bool:
         """Whether there is anything to be moved."""
@@ -96,18 +98,24 @@ class LaneTransfer:
         return rows
 
     def end(self, moved: Sequence[Row], failed: Sequence[Row]) -> None:
-        """Those are in the spool. The failed ones were refused for their own sake: they are tried again after all others."""
+        """Those are in the spool. The failed ones, for their own sake or their site's, are tried again after all others."""
         ids = msgspec.json.encode([row.id for row in (*moved, *failed)]).decode()
         certain = Counter(row.hit.site for row in (*moved, *failed) if not row.hit.id)
         doubtful = Counter(row.hit.site for row in moved if row.hit.id)
         doubtful.subtract(row.hit.site for row in failed if not row.hit.id)
         with file.transaction(self._db):
+            if failed and self.went_round(failed[0]):
+                self._behind = self._db.execute("SELECT max(id) + 1 FROM fresh").fetchone()[0]
             self._db.execute("DELETE FROM fresh WHERE id IN (SELECT value FROM json_each(?))", (ids,))
             last = [(hits.encode(replace(row.hit, id=row.message)),) for row in failed]
             self._db.executemany("INSERT INTO fresh (hit) VALUES (?)", last)
             self._tally(
                 *((site, MOVING, -n) for site, n in certain.items()), *((site, DOUBTFUL, -n) for site, n in doubtful.items())
             )
+
+    def went_round(self, row: Row) -> bool:
+        """Whether the row was put behind in this round already, so that all others have had their turn."""
+        return row.id >= self._behind
 
     def begin_counts(self) -> list[Count]:
         """What was counted here and not stored: set apart earlier, else now."""

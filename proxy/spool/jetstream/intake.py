@@ -71,6 +71,8 @@ class JetStreamIntake:
         self.hangs = ""
         """Why the last batch was not answered in time; "" once one was. Meanwhile one hit at a time tries whether that is so."""
         self._trouble = Trouble()
+        self._stored = float("-inf")
+        """When something was last stored (monotonic): servers do not hang because one site's stream does."""
         self._publisher = Publisher()
         self._shelf = Shelf(self._names, address.replicas, self._publisher)
         self._tally = Tally(self._names, self._publisher, self._ids)
@@ -165,9 +167,10 @@ class JetStreamIntake:
                 await self._bell.wait()
                 self._bell.clear()
                 continue
-            task = asyncio.create_task(self._store(batch))
-            self._under_way.add(task)
-            task.add_done_callback(self._under_way.discard)
+            for part in self._shelf.parts([hit for hit, _ in batch]):
+                task = asyncio.create_task(self._store([batch[n] for n in part]))
+                self._under_way.add(task)
+                task.add_done_callback(self._under_way.discard)
             await asyncio.sleep(GATHER_S if len(batch) >= GATHER_FROM else 0)
         if self._under_way:
             await asyncio.wait(self._under_way)
@@ -186,8 +189,8 @@ class JetStreamIntake:
             with self._lock:
                 self._waiting -= len(batch)
                 if not all(errors):
-                    self.hangs = ""
-                elif time.monotonic() - began >= 0.9 * self._patience_s:
+                    self.hangs, self._stored = "", time.monotonic()
+                elif time.monotonic() - began >= 0.9 * self._patience_s and self._stored < began:
                     self.hangs = errors[0]
             self._tell(batch, ids, errors)
             self.note(next(filter(None, errors), ""))

@@ -21,8 +21,17 @@ if TYPE_CHECKING:
 LOOK_S = 0.25
 """Between two looks whether something must be repeated."""
 UNANSWERED = "the spool's server does not acknowledge in time"
+TOO_LARGE = "too large: "
+"""So begins why a message is never stored, however often it is sent."""
+OVERSIZE = (10054, 10097)
+"""The server's numbers for a message, or headers, larger than the stream takes."""
 REPEATS = 3
 """How often a message is sent within the patience of whoever waits for it."""
+
+
+def lasting(error: str) -> bool:
+    """Whether it is the message's own fault, and not that of its stream or of the servers."""
+    return error.startswith(TOO_LARGE)
 
 
 class Message(NamedTuple):
@@ -31,6 +40,11 @@ class Message(NamedTuple):
     subject: str
     payload: bytes
     headers: dict[str, str]
+
+    @property
+    def size(self) -> int:
+        """Bytes, as the server counts them."""
+        return len(self.payload) + sum(len(name) + len(value) + 4 for name, value in self.headers.items()) + 12
 
 
 class _Batch:
@@ -56,6 +70,8 @@ class Publisher:
         self._numbers = itertools.count()
         self._waiting: dict[str, tuple[_Batch, int]] = {}
         self._inbox = ""
+        self._heard = float("-inf")
+        """When a server last took something, or refused it (monotonic)."""
 
     async def subscribe(self, client: "Client") -> None:
         """Where acknowledgements come in: one subscription for all of them."""
@@ -69,7 +85,8 @@ class Publisher:
         batch = _Batch(len(messages), link.loop)
         mine = [f"{next(self._numbers):x}" for _ in messages]
         self._waiting.update((token, (batch, number)) for number, token in enumerate(mine))
-        sent_at, sent_in, deadline = 0.0, -1, time.monotonic() + patience_s
+        began = time.monotonic()
+        sent_at, sent_in, deadline = 0.0, -1, began + patience_s
         try:
             while True:
                 now = time.monotonic()
@@ -83,33 +100,38 @@ class Publisher:
                     return batch.errors
                 if time.monotonic() >= deadline:
                     why = link.trouble or link.denied or UNANSWERED
-                    await link.move_on()
+                    if self._heard < began:
+                        await link.move_on()
                     return [why if token in self._waiting else batch.errors[number] for number, token in enumerate(mine)]
         finally:
             for token in mine:
                 self._waiting.pop(token, None)
 
     async def _send(self, client: "Client", messages: Sequence[Message], tokens: Sequence[str]) -> None:
-        from nats.errors import Error, MaxPayloadError
+        from nats.errors import Error
 
         for message, token in zip(messages, tokens, strict=True):
             if token not in self._waiting:
                 continue
+            if message.size > client.max_payload:  # the server would close the connection
+                self._settle(token, f"{TOO_LARGE}{message.size:,} bytes, the server's max_payload is {client.max_payload:,}")
+                continue
             try:
                 await client.publish(message.subject, message.payload, self._inbox + token, message.headers)
-            except MaxPayloadError:
-                self._settle(token, "it is larger than the server's max_payload")
             except Error:
                 return  # the connection is just lost: all is repeated on the next
 
     async def _acknowledged(self, msg: "Msg") -> None:
         token = msg.subject[len(self._inbox) :]
         if msg.data.startswith(b'{"stream"'):
+            self._heard = time.monotonic()
             self._settle(token)
         elif msg.data:
             error = json.loads(msg.data).get("error", {})
             if error.get("err_code") != api.UNAVAILABLE:
-                self._settle(token, f"the spool's server refuses: {error.get('description', 'no reason given')}")
+                self._heard = time.monotonic()
+                why = TOO_LARGE if error.get("err_code") in OVERSIZE else ""
+                self._settle(token, f"{why}the spool's server refuses: {error.get('description', 'no reason given')}")
         # else nobody has the stream just now (no responders): it is repeated
 
     def _settle(self, token: str, error: str = "") -> None:
