@@ -25,6 +25,9 @@ from test_jetstream import balanced
 from test_spool import DELIVERED, hit, names
 
 from proxy import spool
+from proxy.admin.app import make_app
+from proxy.admin.config import AdminConfig
+from proxy.admin.page.look import Look
 from proxy.admin.report import Report
 from proxy.admin.summary import render, summary
 from proxy.cli.check import describe
@@ -443,3 +446,59 @@ def test_without_a_fallback_beacons_are_refused(
     server.kill()
     assert wait_for(lambda: httpx.get(f"{proxy.url}/e?_n=a&_p=me").status_code == 503, "a refusal")
     assert not [pid for pid in children(proxy.process.pid) if "mover" in Path(f"/proc/{pid}/cmdline").read_text().split("\0")]
+
+
+def test_servers_that_are_set_wrongly_do_not_keep_a_collector_from_starting(server: NatsServer, config: SpoolConfig) -> None:
+    """With a lane it goes on, and is back by itself once the stream is what it must be."""
+    spool.prepare(config)
+    state = config.url.partition("stream=")[2] + "_state"
+    right = server.api(f"STREAM.INFO.{state}")["config"]
+    server.api(f"STREAM.UPDATE.{state}", {**right, "max_age": 0})
+    spool.prepare(config)
+    with opened(config) as intake:
+        intake.append_blocking(hit("a"))
+        assert spool.fallback_pending(config) == 1
+        server.api(f"STREAM.UPDATE.{state}", right)
+        intake.append_blocking(hit("b"))
+        assert spool.fallback_pending(config) == 1
+
+
+def test_a_login_that_is_refused_does_not_keep_a_collector_from_starting(tmp_path: Path) -> None:
+    """It is tried again: the servers may be those that are wrong."""
+    server = NatsServer(tmp_path / "nats", 'authorization { token: "new" }')
+    token = tmp_path / "token"
+    token.write_text("old")
+    config = replace(server.spool("login", token_file=token), fallback=f"sqlite:{tmp_path / 'fallback'}")
+    try:
+        spool.prepare(config)
+        with opened(config) as intake:
+            intake.append_blocking(hit("a"))
+            assert spool.fallback_pending(config) == 1
+            server.kill()
+            conf = server.directory / "nats.conf"
+            conf.write_text(conf.read_text().replace('"new"', '"old"'))
+            server.start()
+            with moving(config):
+                wait_for(lambda: emptied(config), "the lane to be emptied")
+        with pytest.raises(SpoolError, match="No such file"):
+            spool.prepare(replace(config, url=config.url + "-gone"))
+    finally:
+        server.kill()
+
+
+def test_lanes_that_cannot_be_read_do_not_make_a_host_unready(config: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How much waits there is left out."""
+
+    def unreadable(directory: str) -> Ledger:
+        raise SpoolError("a file of a newer version")
+
+    with opened(config):
+        monkeypatch.setattr("proxy.spool.sqlite.survey.read_ledger", unreadable)
+        app = make_app(AdminConfig(config), Look(config))
+
+        async def ask() -> httpx.Response:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://admin") as client:
+                return await client.get("/readyz")
+
+        answer = asyncio.run(ask())
+    assert (answer.status_code, answer.text) == (200, "ready\n")

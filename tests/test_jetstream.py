@@ -396,6 +396,14 @@ def test_a_stream_of_another_configuration_is_reported_and_left_alone(config: Sp
             intake.append_blocking(hit("b"))
 
 
+def test_more_replicas_than_asked_for_are_taken() -> None:
+    """The streams are changed first, then the hosts, one after the other."""
+    wanted = streams.hits_stream(Names("x"), "default", 1)
+    streams._compare("stream x", "", wanted, {**wanted, "num_replicas": 3})
+    with pytest.raises(SpoolError, match="num_replicas is 1, expected 3"):
+        streams._compare("stream x", "", {**wanted, "num_replicas": 3}, wanted)
+
+
 def test_more_replicas_than_servers_are_reported(nats_server: NatsServer) -> None:
     """One server cannot be three."""
     with pytest.raises(SpoolError, match="replicas"):

@@ -54,7 +54,7 @@ class Mover:
         self._room_looked, self._has_room = float("-inf"), True
         self.turned = time.monotonic()
         """When it last began a turn (monotonic)."""
-        self._link = Link(address, "beacon-proxy mover", self._publisher.subscribe, quiet=True)
+        self._link = Link(address, "beacon-proxy mover", self._publisher.subscribe, quiet=True, patient=True)
 
     def stop(self) -> None:
         """End after the batch under way."""
