@@ -31,14 +31,16 @@ from proxy.admin.page.look import Look
 from proxy.admin.report import Report
 from proxy.admin.summary import render, summary
 from proxy.cli.check import describe
+from proxy.log import log
 from proxy.outcome import Outcome
 from proxy.settings import Settings
 from proxy.spool.fallback.intake import FallbackIntake
-from proxy.spool.fallback.mover import moving
+from proxy.spool.fallback.mover import Mover, moving
 from proxy.spool.fallback.transfer import BATCH, LaneTransfer
 from proxy.spool.jetstream.link import Link
 from proxy.spool.jetstream.outlet import JetStreamOutlet
 from proxy.spool.port import RECEIVED, REFUSED, Ledger, Settlement, SpoolConfig, SpoolError, SpoolRefused
+from proxy.spool.sqlite import file
 from proxy.spool.sqlite.survey import audit, read_ledger
 
 
@@ -502,3 +504,39 @@ def test_lanes_that_cannot_be_read_do_not_make_a_host_unready(config: SpoolConfi
 
         answer = asyncio.run(ask())
     assert (answer.status_code, answer.text) == (200, "ready\n")
+
+
+def test_a_directory_is_one_spools(server: NatsServer, config: SpoolConfig) -> None:
+    """Another's mover would bring its beacons to the wrong vendor. One of an earlier spool is taken over."""
+    other = replace(config, url=config.url + "-other")
+    server.kill()
+    with opened(config) as intake:
+        intake.append_blocking(hit("a"))
+    stream = config.url.partition("stream=")[2]
+    for attempt in (spool.prepare, spool.look_at, FallbackIntake, Mover):
+        with pytest.raises(SpoolError, match=rf"stream={stream}, and this one has stream={stream}-other; give each service"):
+            attempt(other)
+    marked = lanes(config) / "stream"
+    marked.unlink()
+    mover = Mover(other)
+    marked.write_text(f"{stream}\n")
+    assert mover._hold() is None
+    mover._link.close()
+    marked.unlink()
+    spool.prepare(other)
+    assert marked.read_text() == f"{stream}-other\n"
+
+
+def test_a_mover_that_waits_for_long_says_so_once(config: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else may hold the directory for good."""
+    told: list[str] = []
+    monkeypatch.setattr("proxy.spool.fallback.mover.HELD_S", 0.1)
+    monkeypatch.setattr(log, "warning", lambda event, **_: told.append(event))
+    lanes(config).mkdir()
+    held = file.lock(lanes(config) / "forwarder.lock")
+    assert held is not None
+    with moving(config):
+        wait_for(lambda: told, "the warning")
+        time.sleep(0.3)
+    os.close(held)
+    assert told == ["the fallback is held by another process, which is to move it"]

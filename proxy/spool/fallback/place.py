@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from proxy.log import log
+from proxy.spool.fallback import mark
 from proxy.spool.fallback.book import book_of
 from proxy.spool.fallback.intake import FallbackIntake
 from proxy.spool.jetstream.place import JetStreamPlace
@@ -32,6 +33,7 @@ class FallbackPlace(JetStreamPlace):
 
     def prepare(self) -> None:
         survey.prepare_directory(self._directory, "fallback")
+        mark.put(Path(self._directory), self._address.stream)
         file.keep_reserve(Path(self._directory))  # without it the lane would pass for a full one until it is first used
         super().look_at()  # a missing package or file is told at the start
         try:
@@ -42,6 +44,7 @@ class FallbackPlace(JetStreamPlace):
     def look_at(self) -> None:
         super().look_at()
         survey.look_at_directory(self._directory, "fallback")
+        mark.look(Path(self._directory), self._address.stream)
 
     def intake(self) -> Intake:
         return FallbackIntake(self._config)
