@@ -111,8 +111,8 @@ async def run_mover(config: MoverConfig, beat: int | None = None) -> None:
 async def run_forwarder(
     config: ForwarderConfig, until: Callable[[Callable[[], None]], None], beat: int | None = None, patient: bool = False
 ) -> None:
-    """Deliver until told to stop; `until(stop)` arranges the telling. Waits while another forwarder holds the spool, and, `patient`,
-    while it cannot be used for whatever reason.
+    """Deliver until told to stop; `until(stop)` arranges the telling. Waits while another forwarder holds the spool, and,
+    `patient`, while it cannot be used for whatever reason.
     """
     from proxy.forward.forwarder import Forwarder
     from proxy.forward.priority import step_back

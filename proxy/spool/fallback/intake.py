@@ -1,6 +1,7 @@
 """The collector's half: the servers' as long as they answer, else this host's lane. Refused is only what neither takes."""
 
 import asyncio
+import contextlib
 import time
 from pathlib import Path
 
@@ -30,7 +31,8 @@ class FallbackIntake:
         self._next_try = 0.0
         """When servers that hang are to be tried again (monotonic)."""
         directory = Path(config.fallback.partition(":")[2])
-        file.make_directory(directory)
+        with contextlib.suppress(OSError):  # the lane tells of it
+            file.make_directory(directory)
         mark.put(directory, parse(config.url).stream)
         self._lane = Lane(str(directory), config)
         try:

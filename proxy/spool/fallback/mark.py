@@ -17,10 +17,8 @@ def look(directory: Path, stream: str) -> bool:
     path = directory / NAME
     try:
         found = path.read_text("utf-8", "replace").strip()
-    except FileNotFoundError:
+    except OSError:  # none is there; or the directory cannot be used at all, which is told elsewhere
         return False
-    except OSError as error:
-        raise SpoolError(f"fallback: cannot read {path}: {error.strerror}") from None
     if found and found != stream:
         raise SpoolError(
             f"fallback: in {directory.absolute()} wait beacons of the spool with stream={found[:64]}, and this one has "
