@@ -1,13 +1,17 @@
 """A real nats-server on the loopback interface, for the tests of the spool over JetStream."""
 
+import asyncio
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from conftest import free_port, listening, wait_for
+from nats.aio.client import Client
 
+from proxy.spool.jetstream import api
 from proxy.spool.port import SpoolConfig
 
 BINARY = Path(sys.executable).with_name("nats-server")
@@ -66,6 +70,19 @@ class NatsServer:
         config = {name: more.pop(name) for name in ("max_bytes", "commit_timeout_s") if name in more}
         query = "".join(f"&{name}={value}" for name, value in more.items())
         return SpoolConfig(f"nats://127.0.0.1:{self.port}?stream={stream}{query}", **config)  # type: ignore[arg-type]
+
+    def api(self, what: str, body: object = None) -> Any:
+        """The answer of JetStream's API, asked as by an operator."""
+
+        async def ask() -> Any:
+            client = Client()
+            await client.connect(self.url)
+            try:
+                return await api.ask(client, what, body)
+            finally:
+                await client.close()
+
+        return asyncio.run(ask())
 
 
 def _state(thread: Path) -> str:

@@ -26,19 +26,24 @@ from test_spool import DELIVERED, hit, names
 
 from proxy import hit as hits
 from proxy import spool
+from proxy.admin.app import make_app
+from proxy.admin.config import AdminConfig
+from proxy.admin.page.look import Look
 from proxy.admin.report import Report
 from proxy.admin.summary import render, summary
 from proxy.cli.check import describe
+from proxy.log import log
 from proxy.outcome import Outcome
 from proxy.settings import Settings
 from proxy.spool.fallback.intake import FallbackIntake
-from proxy.spool.fallback.mover import moving
+from proxy.spool.fallback.mover import Mover, moving
 from proxy.spool.fallback.transfer import BATCH, LaneTransfer
 from proxy.spool.jetstream import api, streams
 from proxy.spool.jetstream.link import Link
 from proxy.spool.jetstream.names import Names
 from proxy.spool.jetstream.outlet import JetStreamOutlet
 from proxy.spool.port import RECEIVED, REFUSED, Ledger, Settlement, SpoolConfig, SpoolError, SpoolRefused
+from proxy.spool.sqlite import file
 from proxy.spool.sqlite.survey import audit, read_ledger
 
 
@@ -574,3 +579,95 @@ def test_without_a_fallback_beacons_are_refused(
     server.kill()
     assert wait_for(lambda: httpx.get(f"{proxy.url}/e?_n=a&_p=me").status_code == 503, "a refusal")
     assert not [pid for pid in children(proxy.process.pid) if "mover" in Path(f"/proc/{pid}/cmdline").read_text().split("\0")]
+
+
+def test_servers_that_are_set_wrongly_do_not_keep_a_collector_from_starting(server: NatsServer, config: SpoolConfig) -> None:
+    """With a lane it goes on, and is back by itself once the stream is what it must be."""
+    spool.prepare(config)
+    state = config.url.partition("stream=")[2] + "_state"
+    right = server.api(f"STREAM.INFO.{state}")["config"]
+    server.api(f"STREAM.UPDATE.{state}", {**right, "max_age": 0})
+    spool.prepare(config)
+    with opened(config) as intake:
+        intake.append_blocking(hit("a"))
+        assert spool.fallback_pending(config) == 1
+        server.api(f"STREAM.UPDATE.{state}", right)
+        intake.append_blocking(hit("b"))
+        assert spool.fallback_pending(config) == 1
+
+
+def test_a_login_that_is_refused_does_not_keep_a_collector_from_starting(tmp_path: Path) -> None:
+    """It is tried again: the servers may be those that are wrong."""
+    server = NatsServer(tmp_path / "nats", 'authorization { token: "new" }')
+    token = tmp_path / "token"
+    token.write_text("old")
+    config = replace(server.spool("login", token_file=token), fallback=f"sqlite:{tmp_path / 'fallback'}")
+    try:
+        spool.prepare(config)
+        with opened(config) as intake:
+            intake.append_blocking(hit("a"))
+            assert spool.fallback_pending(config) == 1
+            server.kill()
+            conf = server.directory / "nats.conf"
+            conf.write_text(conf.read_text().replace('"new"', '"old"'))
+            server.start()
+            with moving(config):
+                wait_for(lambda: emptied(config), "the lane to be emptied")
+        with pytest.raises(SpoolError, match="No such file"):
+            spool.prepare(replace(config, url=config.url + "-gone"))
+    finally:
+        server.kill()
+
+
+def test_lanes_that_cannot_be_read_do_not_make_a_host_unready(config: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How much waits there is left out."""
+
+    def unreadable(directory: str) -> Ledger:
+        raise SpoolError("a file of a newer version")
+
+    with opened(config):
+        monkeypatch.setattr("proxy.spool.sqlite.survey.read_ledger", unreadable)
+        app = make_app(AdminConfig(config), Look(config))
+
+        async def ask() -> httpx.Response:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://admin") as client:
+                return await client.get("/readyz")
+
+        answer = asyncio.run(ask())
+    assert (answer.status_code, answer.text) == (200, "ready\n")
+
+
+def test_a_directory_is_one_spools(server: NatsServer, config: SpoolConfig) -> None:
+    """Another's mover would bring its beacons to the wrong vendor. One of an earlier spool is taken over."""
+    other = replace(config, url=config.url + "-other")
+    server.kill()
+    with opened(config) as intake:
+        intake.append_blocking(hit("a"))
+    stream = config.url.partition("stream=")[2]
+    for attempt in (spool.prepare, spool.look_at, FallbackIntake, Mover):
+        with pytest.raises(SpoolError, match=rf"stream={stream}, and this one has stream={stream}-other; give each service"):
+            attempt(other)
+    marked = lanes(config) / "stream"
+    marked.unlink()
+    mover = Mover(other)
+    marked.write_text(f"{stream}\n")
+    assert mover._hold() is None
+    mover._link.close()
+    marked.unlink()
+    spool.prepare(other)
+    assert marked.read_text() == f"{stream}-other\n"
+
+
+def test_a_mover_that_waits_for_long_says_so_once(config: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else may hold the directory for good."""
+    told: list[str] = []
+    monkeypatch.setattr("proxy.spool.fallback.mover.HELD_S", 0.1)
+    monkeypatch.setattr(log, "warning", lambda event, **_: told.append(event))
+    lanes(config).mkdir()
+    held = file.lock(lanes(config) / "forwarder.lock")
+    assert held is not None
+    with moving(config):
+        wait_for(lambda: told, "the warning")
+        time.sleep(0.3)
+    os.close(held)
+    assert told == ["the fallback is held by another process, which is to move it"]

@@ -319,7 +319,7 @@ def test_it_takes_a_lane_of_its_own_while_serve_answers(serve: Serve, sandbox: S
 
 
 def test_lines_go_to_the_spool_of_many_machines_too(nats_server: NatsServer, tmp_path: Path) -> None:
-    """Its address is no directory of this machine's."""
+    """Its address is no directory of this machine's. No lane of the fallback is opened: it would be this user's."""
     config = nats_server.spool(secrets.token_hex(4))
     lost = tmp_path / "lost.jsonl"
     lost.write_bytes(logged() + b"\n")
@@ -327,7 +327,11 @@ def test_lines_go_to_the_spool_of_many_machines_too(nats_server: NatsServer, tmp
     def take_in() -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "proxy", "ingest", str(lost)]
         return subprocess.run(
-            command, env=clean_environment(BEACON_PROXY_SPOOL=config.url), capture_output=True, text=True, timeout=60
+            command,
+            env=clean_environment(BEACON_PROXY_SPOOL=config.url, BEACON_PROXY_FALLBACK=f"sqlite:{tmp_path / 'fallback'}"),
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
 
     before = take_in()
@@ -336,3 +340,4 @@ def test_lines_go_to_the_spool_of_many_machines_too(nats_server: NatsServer, tmp
     done = take_in()
     assert (done.returncode, done.stderr) == (0, "")
     assert ledger_of(config).pending == 1
+    assert not (tmp_path / "fallback").exists()

@@ -10,21 +10,26 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import msgspec
 import nkeys
 import pytest
 from conftest import ProxyProcess, SandboxProcess, need, wait_for
+from nats.aio.client import Client
 from nats_server import NatsServer
 from test_spool import DELIVERED, hit, names
 
 from proxy import spool
+from proxy.admin.metrics import _ledger
+from proxy.admin.report import Report
+from proxy.admin.summary import render, summary
 from proxy.delivery import Final, Retry
 from proxy.outcome import Ending, Outcome
 from proxy.spool.jetstream import api, streams
 from proxy.spool.jetstream.address import Address
+from proxy.spool.jetstream.book import Book, _balance
 from proxy.spool.jetstream.flight import Flights, Source
 from proxy.spool.jetstream.intake import JetStreamIntake
 from proxy.spool.jetstream.link import Link
@@ -400,6 +405,50 @@ def test_a_stream_of_another_configuration_is_reported_and_left_alone(config: Sp
         intake._shelf._made.clear()
         with pytest.raises(SpoolRefused, match="duplicate_window is 5 s, expected 60 s"):
             intake.append_blocking(hit("b"))
+
+
+def test_a_site_whose_stream_does_not_answer_is_not_told_as_zero(config: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this reader read last is repeated; what it never read is left out. It is no corrupt lane."""
+    with opened(config) as (intake, outlet):
+        intake.append_blocking(hit("a"), hit("b"), hit("c", site="shop"))
+        settled(outlet, wait_for(lambda: outlet.claim(1, 0), "a hit"), DIED)
+        before = spool.ledger_of(config)
+        ask = api.ask
+
+        async def without_default(client: Client, what: str, *rest: Any) -> Any:
+            answer = await ask(client, what, *rest)
+            if what == "STREAM.LIST":
+                silent = [stream for stream in answer["streams"] if stream["config"]["name"].endswith("_default")]
+                answer["streams"] = [stream for stream in answer["streams"] if stream not in silent]
+                answer["missing"] = [stream["config"]["name"] for stream in silent] * 2
+            return answer
+
+        monkeypatch.setattr(api, "ask", without_default)
+        for _ in range(2):
+            ledger = spool.ledger_of(config)
+            assert (ledger.counts, ledger.pending, ledger.silent, ledger.unread) == (before.counts, 2, ("default",), ())
+        never = intake._link.run(Book(intake._names).read(intake._link.client()), 5.0)
+        assert (never.counts, never.pending, never.silent) == ({"shop": {RECEIVED: 1}}, 1, ("default",))
+        assert balanced(never)
+        told = summary(never, Report())
+        assert "site default: its stream does not answer" in render(told)
+        assert "corrupt" not in render(told)
+        samples = [s for family in _ledger(never, ("default", "shop")) for s in family.samples]
+        assert {sample.labels["site"] for sample in samples} == {"shop"}
+
+
+def test_dead_letters_of_a_stream_that_was_made_again_make_nothing_negative() -> None:
+    """They were received, whatever the new stream says."""
+    found, pending = _balance({"last_seq": 0, "messages": 0}, {"rejected": 5}, {}, {})
+    assert (found[RECEIVED], found[Outcome.DELIVERED], pending) == (5, 0, 0)
+
+
+def test_more_replicas_than_asked_for_are_taken() -> None:
+    """The streams are changed first, then the hosts, one after the other."""
+    wanted = streams.hits_stream(Names("x"), "default", 1)
+    streams._compare("stream x", "", wanted, {**wanted, "num_replicas": 3})
+    with pytest.raises(SpoolError, match="num_replicas is 1, expected 3"):
+        streams._compare("stream x", "", {**wanted, "num_replicas": 3}, wanted)
 
 
 def test_more_replicas_than_servers_are_reported(nats_server: NatsServer) -> None:

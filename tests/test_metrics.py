@@ -43,6 +43,7 @@ FAMILIES = {
     "oldest_pending_seconds": "gauge",
     "spool_bytes": "gauge",
     "lanes_set_aside": "gauge",
+    "sites_silent": "gauge",
     "ledger_off": "gauge",
     "commit_seconds": "histogram",
     "commit_beacons": "histogram",

@@ -225,6 +225,9 @@ def test_a_port_that_is_taken_is_told_plainly(tmp_path: Path) -> None:
         ("UPSTREAM", "PASSW0RD"),
         ("SITES__SHOP", "PASSW0RD"),
         ("API_KEY", "PASSW0RD with a space"),
+        ("SPOOL", "nats://me:PASSW0RD@h"),
+        ("SPOOL", "nats://h?token=PASSW0RD"),
+        ("FALLBACK", "nats://h?token=PASSW0RD"),
     ],
 )
 def test_a_secret_in_the_wrong_place_is_not_shown(name: str, value: str) -> None:

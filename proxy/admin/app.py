@@ -1,6 +1,7 @@
 """The admin listener's application: `/healthz`, `/readyz`, `/metrics`, and the status at `/`. It holds no API key."""
 
 import asyncio
+import contextlib
 import sqlite3
 
 from starlette.applications import Starlette
@@ -34,7 +35,9 @@ def make_app(config: AdminConfig, look: Look) -> Starlette:
             reason = f"the disk did not answer within {PATIENCE_S:g} s"
         if reason:
             return PlainTextResponse(f"{reason}\n", 503)
-        waits = await asyncio.to_thread(fallback_pending, config.spool)
+        waits = 0
+        with contextlib.suppress(SpoolError, OSError, sqlite3.Error):  # lanes that cannot be read: nothing is said of them
+            waits = await asyncio.to_thread(fallback_pending, config.spool)
         return PlainTextResponse(f"ready; {waits:,} beacons wait in {config.spool.fallback}\n" if waits else "ready\n")
 
     async def status(request: Request) -> Response:

@@ -116,7 +116,8 @@ def _ledger(ledger: Ledger, sites: tuple[str, ...]) -> Iterator[Metric]:
         "beacon_proxy_dead_letters", "Dead letters kept, by reason; fewer after a replay.", labels=["site", "outcome"]
     )
     pending = GaugeMetricFamily("beacon_proxy_pending", "Beacons stored and not yet delivered.", labels=["site"])
-    for site in sorted({*sites, *ledger.counts}):
+    unknown = set(ledger.silent) - ledger.counts.keys()  # a 0 would be taken for a restart
+    for site in sorted({*sites, *ledger.counts} - unknown):
         counts = ledger.counts.get(site, {})
         received.add_metric([site], counts.get(RECEIVED, 0))
         refused.add_metric([site], counts.get(REFUSED, 0))
@@ -137,6 +138,11 @@ def _spool(seen: Seen, now_s: float) -> Iterator[Metric]:
     yield GaugeMetricFamily("beacon_proxy_spool_bytes", "Bytes of the spool that hold something.", value=seen.used_bytes)
     yield GaugeMetricFamily(
         "beacon_proxy_lanes_set_aside", "Lanes that cannot be read or were set aside as corrupt.", value=len(seen.ledger.unread)
+    )
+    yield GaugeMetricFamily(
+        "beacon_proxy_sites_silent",
+        "Sites whose stream of a nats:// spool does not answer: their counts are the last that were read, or missing.",
+        value=len(seen.ledger.silent),
     )
     if seen.off is not None:
         yield GaugeMetricFamily(

@@ -43,6 +43,7 @@ def summary(ledger: Ledger, told: Report) -> dict[str, Any]:
         "trimmed": ledger.total(TRIMMED),
         "fallback": ledger.fallback,
         "set_aside": list(ledger.unread),
+        "silent_sites": list(ledger.silent),
         "forwarders": told.forwarders,
         "upstreams": _upstreams(ledger, told),
     }
@@ -86,6 +87,10 @@ def render(found: dict[str, Any]) -> str:
     if found["fallback"]:
         lines.append(f"fallback   {found['fallback']:>12,}   on this host, to be moved to the spool's servers")
     lines += [f"set aside  {name}: corrupt, not in the sums; see docs/reliability.md" for name in found["set_aside"]]
+    lines += [
+        f"no answer  site {site}: its stream does not answer; its figures are the last that were read, or missing"
+        for site in found["silent_sites"]
+    ]
     if found["forwarders"] != 1:
         lines.append(f"forwarders {found['forwarders'] or 'none':>12}   at work")
     for upstream, told in found["upstreams"].items():

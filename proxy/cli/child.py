@@ -108,15 +108,19 @@ async def run_mover(config: MoverConfig, beat: int | None = None) -> None:
         await asyncio.to_thread(mover.run)
 
 
-async def run_forwarder(config: ForwarderConfig, until: Callable[[Callable[[], None]], None], beat: int | None = None) -> None:
-    """Deliver until told to stop; `until(stop)` arranges the telling. Waits while another forwarder holds the spool."""
+async def run_forwarder(
+    config: ForwarderConfig, until: Callable[[Callable[[], None]], None], beat: int | None = None, patient: bool = False
+) -> None:
+    """Deliver until told to stop; `until(stop)` arranges the telling. Waits while another forwarder holds the spool, and,
+    `patient`, while it cannot be used for whatever reason.
+    """
     from proxy.forward.forwarder import Forwarder
     from proxy.forward.priority import step_back
 
     stopping = asyncio.Event()
     until(stopping.set)
     async with _beating(beat):
-        outlet = await _outlet_when_free(config, stopping)
+        outlet = await _outlet_when_free(config, stopping, patient)
         if outlet is None:
             return
         forwarder = Forwarder(config, outlet)
@@ -127,13 +131,15 @@ async def run_forwarder(config: ForwarderConfig, until: Callable[[Callable[[], N
         stopper.cancel()
 
 
-async def _outlet_when_free(config: ForwarderConfig, stopping: asyncio.Event) -> Outlet | None:
+async def _outlet_when_free(config: ForwarderConfig, stopping: asyncio.Event, patient: bool) -> Outlet | None:
     """None if stopped before."""
     told = False
     while not stopping.is_set():
         try:
             return open_outlet(config.spool)
-        except ForwarderRunning as held:
+        except SpoolError as held:
+            if not patient and not isinstance(held, ForwarderRunning):
+                raise
             if not told:
                 log.warning("forwarder waits", reason=str(held))
             told = True
@@ -185,7 +191,7 @@ def main() -> int:
             else:
                 forwarding = msgspec.json.decode(line, type=ForwarderConfig)
                 configure(forwarding.log_level, forwarding.log_format)
-                runner.run(run_forwarder(forwarding, _when_told, beat))
+                runner.run(run_forwarder(forwarding, _when_told, beat, patient=bool(forwarding.spool.fallback)))
     except (SpoolError, EnricherError, CannotTrace) as error:
         if role == "trial":
             print(error, file=sys.stderr)  # for whoever tries, who tells it in his own words

@@ -19,6 +19,7 @@ from typing import BinaryIO, NamedTuple
 from urllib.parse import unquote
 
 import msgspec
+from msgspec.structs import replace
 
 from proxy.cli.plain import plain
 from proxy.collector.batch import collect_batch
@@ -29,7 +30,7 @@ from proxy.hit import BATCH, Hit
 from proxy.outcome import Outcome
 from proxy.settings import Settings
 from proxy.spool import begun, open_intake
-from proxy.spool.port import Intake, SpoolError, SpoolRefused
+from proxy.spool.port import Intake, SpoolConfig, SpoolError, SpoolRefused
 
 MAX_LINE_BYTES = 512 * 1024
 """The largest beacon a collector takes, each of its bytes escaped (\\u00XX), and its headers."""
@@ -230,7 +231,7 @@ def run(files: list[str], settings: Settings, from_line: int = 1, dry_run: bool 
         _look_at_spool(settings)
     with ExitStack() as stack:
         streams = [(file, sys.stdin.buffer if file == "-" else stack.enter_context(open(file, "rb"))) for file in files]
-        intake = None if dry_run else open_intake(settings.spool_config())
+        intake = None if dry_run else open_intake(_spool(settings))
         try:
             ingestion = Ingestion(settings, intake)
             stack.callback(ingestion.close)
@@ -269,9 +270,14 @@ def lines(stream: BinaryIO) -> Iterator[bytes]:
             line = stream.readline(MAX_LINE_BYTES + 2)
 
 
+def _spool(settings: Settings) -> SpoolConfig:
+    """Without the fallback: whoever runs this may be another than the service's user, who could not read a lane of his."""
+    return replace(settings.spool_config(), fallback="")
+
+
 def _look_at_spool(settings: Settings) -> None:
     """It must be the spool of `serve`, and what is written there must be for `serve` to read. Raises SpoolError."""
-    config = settings.spool_config()
+    config = _spool(settings)
     scheme, _, place = config.url.partition(":")
     if scheme == "memory":
         raise SpoolError("spool: found memory:, which nobody would deliver from; expected sqlite:DIR, the spool of `serve`")

@@ -114,6 +114,6 @@ def _may_be_shown(path: tuple[str, ...], found: object) -> bool:
         return False
     if path[-1] == "debug_token":
         return False
-    if path[-1] == "spool":
-        return "@" not in str(found)
+    if path[-1] in ("spool", "fallback"):
+        return not set("?@") & set(str(found))
     return path[-1] != "upstream" or ("." in str(found) and not set("?@#") & set(str(found)))

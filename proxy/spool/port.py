@@ -62,6 +62,8 @@ class Ledger(msgspec.Struct):
     """Files that are not in the sum, since they cannot be read or were set aside as corrupt."""
     fallback: int = 0
     """Hits that wait in this host's fallback, and are to be moved into the spool."""
+    silent: tuple[str, ...] = ()
+    """Sites whose stream does not answer: what this reader read of them last, or nothing if it never did."""
 
     def total(self, name: str) -> int:
         """The count of that name over all sites."""

@@ -79,6 +79,9 @@ def verdict(reading: Reading, found: dict[str, Any], now_ms: int) -> Verdict:
     if found["set_aside"]:
         detail = f"{', '.join(found['set_aside'])}: docs/reliability.md tells how to save what is in it."
         return Verdict("warn", "A corrupt part of the spool was set aside", detail)
+    if found["silent_sites"]:
+        detail = f"{', '.join(found['silent_sites'])}: the figures are the last that were read, or missing."
+        return Verdict("warn", "The stream of a site does not answer", detail)
     if reading.refused_lately:
         detail = "They were answered 503, in the last minute. Beacons are taken now."
         return Verdict("warn", f"{reading.refused_lately:,} beacons were refused", detail)

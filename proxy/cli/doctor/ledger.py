@@ -43,6 +43,11 @@ def look(installation: Installation) -> Iterator[Finding]:
             f"corrupt lanes were set aside: {', '.join(found['set_aside'])}; their beacons are not delivered",
             "look at the disk, then see docs/reliability.md for how to save what they hold",
         )
+    if found["silent_sites"]:
+        yield warning(
+            f"the streams of these sites do not answer: {', '.join(found['silent_sites'])}; they are missing in the figures",
+            "look at the spool's servers: `nats server report jetstream`",
+        )
     if found["dead"]:
         yield warning(
             f"{found['dead']:,} dead letters",

@@ -1,14 +1,19 @@
 """The collector's half: the servers' as long as they answer, else this host's lane. Refused is only what neither takes."""
 
 import asyncio
+import contextlib
 import time
+from pathlib import Path
 
 from msgspec.structs import replace
 
 from proxy.hit import Hit
 from proxy.outcome import Outcome
+from proxy.spool.fallback import mark
+from proxy.spool.jetstream.address import parse
 from proxy.spool.jetstream.intake import JetStreamIntake
 from proxy.spool.port import Caller, SpoolConfig, SpoolRefused
+from proxy.spool.sqlite import file
 from proxy.spool.sqlite.lane import Lane
 from proxy.spool.waiting import Waiter, wait_for_all, wake
 
@@ -22,10 +27,14 @@ class FallbackIntake:
     """No task and no object for each hit: one that the servers fail is handed over with whoever waits for it."""
 
     def __init__(self, config: SpoolConfig) -> None:
-        """Raises SpoolError for what waiting cannot mend."""
+        """Raises SpoolError where the directory is another spool's, or a package or file is missing."""
         self._next_try = 0.0
         """When servers that hang are to be tried again (monotonic)."""
-        self._lane = Lane(config.fallback.partition(":")[2], config)
+        directory = Path(config.fallback.partition(":")[2])
+        with contextlib.suppress(OSError):  # the lane tells of it
+            file.make_directory(directory)
+        mark.put(directory, parse(config.url).stream)
+        self._lane = Lane(str(directory), config)
         try:
             self._engine = JetStreamIntake(
                 replace(config, commit_timeout_s=min(config.commit_timeout_s, WAIT_S)), self._take_over

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from proxy.log import Trouble, log
+from proxy.spool.fallback import mark
 from proxy.spool.fallback.transfer import DROPPED, LaneTransfer
 from proxy.spool.jetstream import streams
 from proxy.spool.jetstream.address import parse
@@ -37,16 +38,21 @@ REST_S = 1.0
 """The longest rest between two batches."""
 PASS_OVER_S = 0.25
 """How long rows that cannot be moved just now are passed over in one turn."""
+HELD_S = 10.0
+"""A lock that another has for longer is told of, once."""
 STUCK_S = 30.0
 """A turn that takes longer never ends."""
 
 
 class Mover:
-    """`run` in a thread, `stop` from any. Raises SpoolError where the package or a file is missing."""
+    """`run` in a thread, `stop` from any. Raises SpoolError where the package or a file is missing, or the directory is another
+    spool's.
+    """
 
     def __init__(self, config: SpoolConfig) -> None:
         address = parse(config.url)
         self._directory = Path(config.fallback.partition(":")[2])
+        mark.look(self._directory, address.stream)
         self._max_bytes = config.max_bytes
         self._names = Names(address.stream)
         self._publisher = Publisher()
@@ -54,12 +60,14 @@ class Mover:
         self._lanes: dict[Path, LaneTransfer] = {}
         self._stopping = threading.Event()
         self._trouble = Trouble()
+        self._began_to_wait: float | None = None
+        """For the directory's lock (monotonic); infinite once that was told."""
         self._moved = 0
         """Since the lanes were empty."""
         self._room_looked, self._has_room = float("-inf"), True
         self.turned = time.monotonic()
         """When it last began a turn (monotonic)."""
-        self._link = Link(address, "beacon-proxy mover", self._publisher.subscribe, quiet=True)
+        self._link = Link(address, "beacon-proxy mover", self._publisher.subscribe, quiet=True, patient=True)
 
     def stop(self) -> None:
         """End after the batch under way."""
@@ -83,10 +91,25 @@ class Mover:
 
     def _hold(self) -> int | None:
         """The directory, once it is there and nobody else has it. It is not made here: where none is, nothing fell back."""
+        path = self._directory / "forwarder.lock"
         try:
-            return file.lock(self._directory / "forwarder.lock")
+            held = file.lock(path)
         except OSError:
             return None
+        if held is None:
+            now = time.monotonic()
+            self._began_to_wait = now if self._began_to_wait is None else self._began_to_wait
+            if now - self._began_to_wait >= HELD_S:
+                log.warning("the fallback is held by another process, which is to move it", lock=str(path))
+                self._began_to_wait = float("inf")
+            return None
+        try:
+            mark.put(self._directory, self._names.base)
+        except SpoolError as error:
+            os.close(held)
+            self._note(str(error))
+            return None
+        return held
 
     def _turn(self) -> int:
         """A batch of each lane; how many rows and counts were moved."""

@@ -1,9 +1,13 @@
 """A spool with a fallback, as a place: the servers', with this host's lanes added."""
 
+import contextlib
+import sqlite3
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from proxy.log import log
+from proxy.spool.fallback import mark
 from proxy.spool.fallback.book import book_of
 from proxy.spool.fallback.intake import FallbackIntake
 from proxy.spool.jetstream.place import JetStreamPlace
@@ -29,12 +33,18 @@ class FallbackPlace(JetStreamPlace):
 
     def prepare(self) -> None:
         survey.prepare_directory(self._directory, "fallback")
+        mark.put(Path(self._directory), self._address.stream)
         file.keep_reserve(Path(self._directory))  # without it the lane would pass for a full one until it is first used
-        super().prepare()
+        super().look_at()  # a missing package or file is told at the start
+        try:
+            super().prepare()
+        except SpoolError as error:  # whatever it is, beacons have a place meanwhile
+            log.warning("the spool is not ready yet", reason=str(error))
 
     def look_at(self) -> None:
         super().look_at()
         survey.look_at_directory(self._directory, "fallback")
+        mark.look(Path(self._directory), self._address.stream)
 
     def intake(self) -> Intake:
         return FallbackIntake(self._config)
@@ -63,4 +73,7 @@ class FallbackPlace(JetStreamPlace):
         try:
             return super()._ask(call)
         except SpoolError as error:
-            raise type(error)(f"{error}; {self.fallback_pending():,} beacons wait in {self._config.fallback} meanwhile") from None
+            waits = ""
+            with contextlib.suppress(SpoolError, OSError, sqlite3.Error):  # lanes that cannot be read: nothing is said of them
+                waits = f"; {self.fallback_pending():,} beacons wait in {self._config.fallback} meanwhile"
+            raise type(error)(f"{error}{waits}") from None

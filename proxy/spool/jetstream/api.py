@@ -60,13 +60,15 @@ async def ask_all(client: "Client", what: str, of: str, body: dict[str, Any]) ->
     """All pages of a listing, and the names of streams that nobody answered for."""
     found: list[Any] = []
     missing: list[str] = []
+    offset = 0
     while True:
-        answer = await ask(client, what, {**body, "offset": len(found)})
+        answer = await ask(client, what, {**body, "offset": offset})
         page = answer.get(of) or []
+        silent = {*(answer.get("missing") or []), *(answer.get("offline") or {})}
         found += page
-        missing += answer.get("missing") or []
-        missing += list(answer.get("offline") or {})
-        if not page or len(found) >= answer.get("total", 0):
+        missing += sorted(silent - set(missing))
+        offset += len(page) + len(silent)
+        if not (page or silent) or offset >= answer.get("total", 0):
             return found, missing
 
 

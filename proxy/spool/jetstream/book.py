@@ -37,8 +37,8 @@ class Book:
 
     def __init__(self, names: Names) -> None:
         self._names = names
-        self._before: dict[tuple[str, str], dict[str, int]] = {}
-        """What was read last, by site and its stream's birth: one that was deleted and made again begins anew."""
+        self._before: dict[str, tuple[str, dict[str, int]]] = {}
+        """What was read last of a site, and its stream's birth: one that was deleted and made again begins anew."""
 
     async def read(self, client: "Client") -> Ledger:
         """Raises ApiError or nats.errors.Error where it cannot be read."""
@@ -51,14 +51,21 @@ class Book:
         oldest = await asyncio.gather(*(self._first_ms(client, site, state) for site, state in waiting))
         counts: Counts = {}
         pending = 0
-        for site in {*stored, *dead, *counted}:
+        silent = {self._names.site_of(name) for name in missing} - stored.keys()
+        for site in {*stored, *dead, *counted} - silent:
             state = stored.get(site, {"last_seq": 0, "messages": 0})
-            before = self._before.get((site, born.get(site, "")), {})
+            birth, before = self._before.get(site, ("", {}))
+            before = before if birth == born.get(site, "") else {}
             of_site, rest = _balance(state, dead.get(site, {}), counted.get(site, {}), before)
             counts[site] = {name: n for name, n in of_site.items() if n}
             pending += rest
-        self._before = {(site, born.get(site, "")): of_site for site, of_site in counts.items()}
-        return Ledger(counts, pending, min(filter(None, oldest), default=None), tuple(sorted(missing)))
+        now = {site: (born.get(site, ""), of_site) for site, of_site in counts.items()}
+        for site in silent & self._before.keys():
+            now[site] = self._before[site]
+            counts[site] = dict(now[site][1])
+            pending += counts[site].get(RECEIVED, 0) - sum(counts[site].get(outcome, 0) for outcome in Outcome)
+        self._before = now
+        return Ledger(counts, pending, min(filter(None, oldest), default=None), silent=tuple(sorted(silent)))
 
     async def _dead(self, client: "Client") -> Counts:
         return self._by_site(await api.subjects(client, self._names.dead, self._names.all_dead))
@@ -97,6 +104,7 @@ def _balance(state: Any, dead: dict[str, int], counted: dict[str, int], before: 
     delivered = max(state["last_seq"] - state["messages"] - ended_otherwise, before.get(Outcome.DELIVERED, 0))
     pending = received - delivered - sum(dropped.values()) - sum(dead.values())
     if pending < 0:
-        delivered, pending = delivered + pending, 0
+        delivered, pending = max(0, delivered + pending), 0
+        received = delivered + sum(dropped.values()) + sum(dead.values())
     found = {RECEIVED: received, Outcome.DELIVERED.value: delivered, **dropped, **dead}
     return {**found, **{name: counted.get(name, 0) for name in (REFUSED, TRIMMED)}}, pending

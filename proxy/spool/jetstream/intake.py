@@ -51,7 +51,9 @@ published. Called on the link's loop."""
 
 
 class JetStreamIntake:
-    """Raises SpoolError for what waiting cannot mend. While no server is there it refuses, and says why once."""
+    """Raises SpoolError for what waiting cannot mend; with a rescue only where the package or a file of the settings is missing.
+    While no server is there it refuses, and says why once.
+    """
 
     def __init__(self, config: SpoolConfig, rescue: Rescue | None = None) -> None:
         address = parse(config.url)
@@ -78,15 +80,15 @@ class JetStreamIntake:
         self._tally = Tally(self._names, self._publisher, self._ids)
         self._tap = Tap(self._names)
         self._under_way: set[asyncio.Task[None]] = set()
-        self._link = Link(address, "beacon-proxy collector", self._subscribe)
+        self._link = Link(address, "beacon-proxy collector", self._subscribe, patient=rescue is not None)
         patience = (self._patience_s,) if rescue is not None else ()  # else there is nothing to begin with
         if self._link.wait_open(*patience):
             try:
                 self._link.run(self._shelf.prepare(self._link), *patience or (4 * api.PATIENCE_S,))
-            except SpoolError:
-                self._link.close()
-                raise
             except Exception as error:
+                if isinstance(error, SpoolError) and rescue is None:
+                    self._link.close()
+                    raise
                 log.warning("the spool is not ready yet", reason=str(error) or type(error).__name__)
         self._bell = asyncio.Event()
         self._runner = asyncio.run_coroutine_threadsafe(self._run(), self._link.loop)

@@ -40,8 +40,17 @@ class ServersAway(SpoolError):
 class Link:
     """`began` is called with each new client, before anybody else gets it: to subscribe."""
 
-    def __init__(self, address: Address, name: str, began: Callable[["Client"], Awaitable[None]], quiet: bool = False) -> None:
-        """`quiet`: whoever uses it tells of its troubles. Raises SpoolError where the package or a file is missing."""
+    def __init__(
+        self,
+        address: Address,
+        name: str,
+        began: Callable[["Client"], Awaitable[None]],
+        quiet: bool = False,
+        patient: bool = False,
+    ) -> None:
+        """`quiet`: whoever uses it tells of its troubles. `patient`: a login that is refused at first is tried again, too. Raises
+        SpoolError where the package or a file is missing.
+        """
         self._options = login(address)
         self.address = address
         self.trouble = "not connected yet"
@@ -54,7 +63,7 @@ class Link:
         """How often it was connected: what was sent in an earlier one may not have arrived."""
         self._moved, self._shunned = float("-inf"), ""
         """When we last went to another server, and away from which."""
-        self._name, self._quiet = name, quiet
+        self._name, self._quiet, self._patient = name, quiet, patient
         self._began = began
         self._login_refused = ""
         self._closing = False
@@ -204,7 +213,7 @@ class Link:
 
     def _refuse(self, reason: str) -> None:
         """For good before the first connection; later it may be a server that is being changed."""
-        if self.generation == 0:
+        if self.generation == 0 and not self._patient:
             self._login_refused = reason
             self._known.set()
             self._keeper.cancel()
