@@ -72,7 +72,8 @@ def test_a_wrong_value_names_the_setting_what_was_found_and_what_was_expected(na
     """Whoever reads the message can mend the mistake without the docs."""
     message = refusal({**KEY, f"BEACON_PROXY_{name}": value})
     assert f"BEACON_PROXY_{name}" in message
-    assert value in message
+    shown = value.partition("?")[0] + "?…" if name == "SPOOL" and "?" in value else value  # a secret may stand there
+    assert shown in message
     assert expected in message
 
 

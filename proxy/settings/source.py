@@ -100,6 +100,8 @@ def _explain(error: Any, tree: dict[str, Any], environ: dict[str, Any], origin: 
         return f"{message}{place}"
     if error["type"] == "missing":
         return f"{where}{place}: missing; it is required for each site"
+    if path[-1] in ("spool", "fallback") and isinstance(found, str) and "?" in found:
+        found = found.partition("?")[0] + "?…"  # somebody may have put a login there
     shown = repr(found)[:80] if _may_be_shown(path, found) else "a value that is not shown"
     message = message[:1].lower() + message[1:]
     expected = message if "expected" in message else "expected: " + message.removeprefix("input should be ")
@@ -115,5 +117,5 @@ def _may_be_shown(path: tuple[str, ...], found: object) -> bool:
     if path[-1] == "debug_token":
         return False
     if path[-1] in ("spool", "fallback"):
-        return not set("?@") & set(str(found))
+        return "@" not in str(found)
     return path[-1] != "upstream" or ("." in str(found) and not set("?@#") & set(str(found)))
