@@ -581,8 +581,11 @@ def test_without_a_fallback_beacons_are_refused(
     assert not [pid for pid in children(proxy.process.pid) if "mover" in Path(f"/proc/{pid}/cmdline").read_text().split("\0")]
 
 
-def test_servers_that_are_set_wrongly_do_not_keep_a_collector_from_starting(server: NatsServer, config: SpoolConfig) -> None:
+def test_servers_that_are_set_wrongly_do_not_keep_a_collector_from_starting(
+    server: NatsServer, config: SpoolConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With a lane it goes on, and is back by itself once the stream is what it must be."""
+    monkeypatch.setattr("proxy.spool.jetstream.shelf.SHUNNED_S", 0.0)
     spool.prepare(config)
     state = config.url.partition("stream=")[2] + "_state"
     right = server.api(f"STREAM.INFO.{state}")["config"]
