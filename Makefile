@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/
-TEST_PROCESSES ?= $(shell expr 5 \* $$(getconf _NPROCESSORS_ONLN) / 2) # most of a test is waiting for real processes
+TEST_PROCESSES ?= $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN)) # most of a test is waiting for real processes
 .DEFAULT_GOAL := help
 
 .PHONY: help
