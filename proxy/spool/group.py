@@ -5,15 +5,14 @@ when that took too long. Then it is told that its hit is not stored; should the 
 delivered like any other. Hits whose commit had not begun are dropped, so that a disk that hangs never gathers a pile.
 """
 
-import asyncio
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 
 from proxy.hit import Hit
-from proxy.spool.port import Caller, IntakeStats, SpoolRefused
-from proxy.spool.waiting import Waiter, wait_for_all, wake
+from proxy.spool.port import IntakeStats, SpoolRefused
+from proxy.spool.waiting import Entered, Waiter, wake
 
 MAX_WAITING = 16_384
 """Hits that may wait for the disk at once; one more is refused."""
@@ -31,7 +30,7 @@ Commit = Callable[[list[Hit], Counts], None]
 HANGS = "the disk hangs: the commit under way takes longer than commit_timeout"
 
 
-class GroupCommit:
+class GroupCommit(Entered):
     """Gathers appends from an event loop and from threads, and commits them from a thread of its own."""
 
     def __init__(
@@ -57,17 +56,6 @@ class GroupCommit:
         self._thread.start()
         threading.Thread(target=self._watch, name="spool-watch", daemon=True).start()
         threading.Thread(target=self._tell_now_and_then, name="spool-teller", daemon=True).start()
-
-    async def append(self, hit: Hit) -> None:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.enter(hit, future)
-        await future
-
-    def append_then(self, hit: Hit, caller: Caller) -> None:
-        self.enter(hit, caller)
-
-    def append_blocking(self, *hits: Hit) -> None:
-        wait_for_all(self.enter, hits)
 
     def count(self, site: str, *names: str) -> None:
         with self._bell:

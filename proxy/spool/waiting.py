@@ -38,6 +38,25 @@ def wait_for_all(enter: Callable[[Hit, Waiter], None], hits: Sequence[Hit]) -> N
         raise error
 
 
+class Entered:
+    """The three ways to append of an intake that takes a hit and whoever waits for it together."""
+
+    def enter(self, hit: Hit, waiter: Waiter) -> None:
+        """Take the hit; the waiter is told later what became of it. Raises SpoolRefused if it was not even taken."""
+        raise NotImplementedError
+
+    async def append(self, hit: Hit) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.enter(hit, future)
+        await future
+
+    def append_then(self, hit: Hit, caller: Caller) -> None:
+        self.enter(hit, caller)
+
+    def append_blocking(self, *hits: Hit) -> None:
+        wait_for_all(self.enter, hits)
+
+
 def wake(waiters: Iterable[Waiter], error: SpoolRefused | None) -> None:
     """One wake-up per event loop, not one per beacon."""
     loops: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None] | Caller]] = {}

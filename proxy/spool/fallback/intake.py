@@ -1,6 +1,5 @@
 """The collector's half: the servers' as long as they answer, else this host's lane. Refused is only what neither takes."""
 
-import asyncio
 import contextlib
 import time
 from pathlib import Path
@@ -12,10 +11,10 @@ from proxy.outcome import Outcome
 from proxy.spool.fallback import mark
 from proxy.spool.jetstream.address import parse
 from proxy.spool.jetstream.intake import JetStreamIntake
-from proxy.spool.port import Caller, SpoolConfig, SpoolRefused
+from proxy.spool.port import SpoolConfig, SpoolRefused
 from proxy.spool.sqlite import file
 from proxy.spool.sqlite.lane import Lane
-from proxy.spool.waiting import Waiter, wait_for_all, wake
+from proxy.spool.waiting import Entered, Waiter, wake
 
 WAIT_S = 1.0
 """A hit that the servers have not acknowledged by then goes to the lane: a visitor must not wait for an election."""
@@ -23,7 +22,7 @@ REST_S = 1.0
 """Between two hits that try whether servers that hang answer again; all others go to the lane at once."""
 
 
-class FallbackIntake:
+class FallbackIntake(Entered):
     """No task and no object for each hit: one that the servers fail is handed over with whoever waits for it."""
 
     def __init__(self, config: SpoolConfig) -> None:
@@ -42,17 +41,6 @@ class FallbackIntake:
         except BaseException:
             self._lane.close()
             raise
-
-    async def append(self, hit: Hit) -> None:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.enter(hit, future)
-        await future
-
-    def append_then(self, hit: Hit, caller: Caller) -> None:
-        self.enter(hit, caller)
-
-    def append_blocking(self, *hits: Hit) -> None:
-        wait_for_all(self.enter, hits)
 
     def enter(self, hit: Hit, waiter: Waiter) -> None:
         """Take the hit, and tell the waiter what became of it. Raises SpoolRefused if neither has taken it."""

@@ -27,8 +27,8 @@ from proxy.spool.jetstream.publisher import Publisher
 from proxy.spool.jetstream.shelf import Shelf
 from proxy.spool.jetstream.tally import Tally
 from proxy.spool.jetstream.tap import Tap
-from proxy.spool.port import REFUSED, Caller, IntakeStats, SpoolConfig, SpoolError, SpoolRefused, Tapped
-from proxy.spool.waiting import Waiter, wait_for_all, wake
+from proxy.spool.port import REFUSED, IntakeStats, SpoolConfig, SpoolError, SpoolRefused, Tapped
+from proxy.spool.waiting import Entered, Waiter, wake
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -50,7 +50,7 @@ Rescue = Callable[[list[tuple[Hit, Waiter]], str], None]
 published. Called on the link's loop."""
 
 
-class JetStreamIntake:
+class JetStreamIntake(Entered):
     """Raises SpoolError for what waiting cannot mend; with a rescue only where the package or a file of the settings is missing.
     While no server is there it refuses, and says why once.
     """
@@ -94,17 +94,6 @@ class JetStreamIntake:
         self._runner = asyncio.run_coroutine_threadsafe(self._run(), self._link.loop)
         for call in (self._look(), self._tally.run(self._link, self._patience_s)):
             asyncio.run_coroutine_threadsafe(call, self._link.loop)
-
-    async def append(self, hit: Hit) -> None:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.enter(hit, future)
-        await future
-
-    def append_then(self, hit: Hit, caller: Caller) -> None:
-        self.enter(hit, caller)
-
-    def append_blocking(self, *hits: Hit) -> None:
-        wait_for_all(self.enter, hits)
 
     def drop(self, site: str, outcome: Outcome) -> None:
         self._tally.add(self._link, site, BY_COLLECTOR + outcome.value)
