@@ -556,10 +556,11 @@ def test_what_is_still_under_way_is_not_sent_beside_itself() -> None:
 
 def test_a_request_that_is_cut_off_by_leaving_is_trusted_to_keepalive() -> None:
     """Browsers reject it just before they tell that the page goes, and send it all the same: an image and the queue would make
-    three of one."""
+    three of one. That fetch passes at all, an answer has told before."""
     browser = Browser()
+    browser.open(["record", "first"]).requests  # noqa: B018
     browser.do("browser.answer = 'hang'")
-    browser.open(["record", "x"])
+    browser.push(["record", "x"]).wait(0.02)
     browser.do("browser.hanging.forEach((one) => one.reject(new TypeError('Failed to fetch')))", None)
     browser.leave().wait()
     assert [request["via"] for request in browser.requests] == ["fetch"]
@@ -568,6 +569,27 @@ def test_a_request_that_is_cut_off_by_leaving_is_trusted_to_keepalive() -> None:
     assert [request["via"] for request in browser.push(["record", "y"]).requests] == ["fetch", "image"], (
         "back again, a blocker is one"
     )
+
+
+def test_what_is_cut_off_before_anything_was_answered_is_kept() -> None:
+    """It may have been a policy that cut it off: then nothing was sent. What was sent after all is the same to the byte."""
+    browser = Browser()
+    browser.do("browser.answer = 'hang'")
+    [line] = browser.open(["record", "x"]).wait(0.02).lines
+    browser.do("browser.hanging.forEach((one) => one.reject(new TypeError('Failed to fetch')))", None)
+    browser.leave().wait()
+    assert browser.requests == []
+    browser.do("browser.answer = 200")
+    assert browser.open().lines == [line]
+
+
+def test_what_a_policy_refuses_is_asked_for_as_an_image_in_the_same_task() -> None:
+    """A page that goes need not see another one: no timer comes between."""
+    browser = Browser()
+    browser.do("browser.answer = 'refuse'")
+    browser.open(["trackClick", "go", "Clicked"]).do(PARTS)
+    browser.do("page.document.dispatch('click', {target: button})", None)
+    assert [request["via"] for request in browser.requests] == ["fetch", "image"]
 
 
 def test_where_only_images_pass_what_is_said_last_waits_for_the_next_page() -> None:

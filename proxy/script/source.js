@@ -98,7 +98,7 @@
 
   let pending = [];
   let flying = [];
-  let blocked; // fetch, though not images
+  let blocked; // fetch, though not images; 0 once a fetch was answered
   let leaving; // the page is going: what browsers then call failed has mostly been sent
 
   const texts = (items) => items.map((item) => item.t);
@@ -192,11 +192,13 @@
             keepalive: true,
             ...(SAME ? {} : { mode: "no-cors", credentials: "include" }),
           });
+          blocked = 0;
           end = SAME && answer.status != 200 ? failed : taken;
         } else if (hurry && nav.sendBeacon(url, body)) end = taken;
       } catch (_) {
-        await new Promise((later) => setTimeout(later)); // it may have been cut off by a page that goes, which is told only now
-        if (leaving) end = landed;
+        /* A policy says no at once; and a page that goes may see no other task. Later, it may have been cut off by a page that goes. */
+        if (Date.now() - items[0].s > 9) await new Promise(setTimeout); // this is told only now
+        if (leaving) end = blocked == 0 ? landed : failed;
         else if (!nav.onLine) end = failed;
       }
     safe(end)(items);

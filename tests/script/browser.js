@@ -127,7 +127,7 @@ function open(code, { url, referrer = "", script = url.split("/").slice(0, 3).jo
   Object.assign(window, { Request });
   const scope = {
     window, document, navigator, location, fetch, Image, Request, Element, URL, URLSearchParams, btoa,
-    setTimeout: (f, ms) => browser.timers.push({ at: browser.now + (ms || 0), f }),
+    setTimeout: (f, ms) => browser.timers.push({ at: browser.now + (+ms || 0), f }),
     setInterval: (f, ms) => { const again = () => browser.timers.push({ at: browser.now + ms, f: () => { again(); f(); } }); again(); },
     queueMicrotask: (f) => Promise.resolve().then(f),
     crypto: { getRandomValues: (bytes) => bytes.map(() => Math.random() * 256) },
