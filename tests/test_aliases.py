@@ -26,7 +26,7 @@ def coded(name: str) -> str:
 
 
 def beacon(query: str, body: str = "", **config: object) -> Beacon:
-    rule = Collector(CollectorConfig(SpoolConfig("memory:"), parameters=ALIASES, **config))  # type: ignore[arg-type]
+    rule = Collector(CollectorConfig(SpoolConfig("memory:"), **{"parameters": ALIASES, **config}))  # type: ignore[arg-type]
     hit = rule.collect("e", query.encode(), body.encode(), {b"host": b"shop.example"}, "127.0.0.1", 1_700_000_000_000).found
     assert isinstance(hit, Hit)
     found = parse(hit)
@@ -77,10 +77,12 @@ def test_what_grows_beyond_the_limit_is_dropped() -> None:
 @given(st.text(min_size=1, max_size=40), st.text(max_size=20))
 @example("_p", "x")
 @example("a&b=c", "x")
+@example("u", "x")
 def test_any_name_comes_back(name: str, value: str) -> None:
-    """As if it had been sent plainly."""
+    """As if it had been sent plainly, where names have no aliases: one that is coded is none of them."""
     said = quote(value, safe="")
-    assert beacon(f"u=me&v=V&zq{coded(name)}={said}") == beacon(f"u=me&v=V&{quote(name, safe='')}={said}")
+    plain = beacon(f"_p=me&_n=V&{quote(name, safe='')}={said}", parameters={})
+    assert beacon(f"u=me&v=V&zq{coded(name)}={said}") == plain
 
 
 @given(st.binary(max_size=200))
