@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import hypothesis
 import pytest
 
 from proxy.admin.summary import read
@@ -21,6 +22,10 @@ from proxy.spool.port import SpoolConfig
 
 # httpx reads all certificate authorities for each client, 17 ms of processor time, and hardly a test speaks TLS: once is enough.
 httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_context)
+
+# How long an example takes is the machine's affair, on which other tests run.
+hypothesis.settings.register_profile("proxy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("proxy")
 
 # Processes start as they do at a user's, with their bytecode at hand, even where an environment says to keep none.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

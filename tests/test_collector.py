@@ -118,7 +118,7 @@ QUERY = st.binary(max_size=300).map(lambda raw: raw.translate(None, b"\r\n"))
 """Any bytes but those that end a request line."""
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(QUERY, st.binary(max_size=500), st.sampled_from(["e", "s", "a"]), st.sampled_from([b"GET", b"POST"]))
 def test_any_bytes_are_answered_with_the_gif_and_never_5xx(
     running: tuple[ProxyProcess, SandboxProcess], query: bytes, body: bytes, kind: str, method: bytes

@@ -903,7 +903,7 @@ def shared() -> Browser:
     return Browser().open(["identify", "ada"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(calls)
 def test_whatever_is_pushed_throws_nothing_and_every_line_is_a_beacon(shared: Browser, calls: list[Any]) -> None:
     """Pages push what their templates print."""
@@ -913,7 +913,7 @@ def test_whatever_is_pushed_throws_nothing_and_every_line_is_a_beacon(shared: Br
         assert isinstance(found, Beacon) or not unquote(line.split("_n=")[-1].split("&")[0]).strip(), line
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(max_size=20).filter(str.strip), properties)
 def test_names_and_values_arrive_as_they_were_pushed(shared: Browser, name: str, props: dict[str, Any]) -> None:
     """Whatever script a site's language is written in."""

@@ -250,14 +250,14 @@ def played(events: Sequence[Event], ceiling: int, n: int) -> tuple[int, list[One
     return most, [one for one in some if one.alive], now
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(EVENTS, st.integers(1, 20), st.integers(1, 3))
 def test_whatever_happens_no_more_is_in_flight_than_the_ceiling(events: list[Event], ceiling: int, n: int) -> None:
     """Turns of all forwarders are torn apart and mixed, late or lost; some die, some are cut off for long."""
     assert played(events, ceiling, n)[0] <= ceiling
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(EVENTS, st.integers(1, 20), st.integers(1, 3))
 def test_when_nothing_changes_any_more_each_has_its_fair_share(events: list[Event], ceiling: int, n: int) -> None:
     """Whatever happened before: within the time in which a dead one is counted out, and some turns."""

@@ -105,7 +105,7 @@ def parse_headers(block: bytes) -> dict[bytes, bytes] | None:
         name = _known.get(raw) or _lower_case(raw)
         if not colon or not name:
             return None
-        value = value.strip(b" \t")
+        value = value.lstrip(b" \t")  # what follows it, the long way leaves too
         if name in headers and name in JOINED:
             value = headers[name] + JOINED[name] + value
         headers[name] = value

@@ -4,6 +4,9 @@ A visitor may have any lists, so each is asked alone, with its own exceptions. W
 its bytes are, it gives answers or CannotRead.
 """
 
+import contextlib
+import os
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 TYPES = ("image", "ping", "xhr", "script")
@@ -35,11 +38,10 @@ class FilterList:
         self._alone: dict[str, Any] = {}
 
     def blocks(self, url: str, page: str, kind: str) -> Rule | None:
-        """The rule that blocks `url`, asked for by `page` as one of TYPES; None if it passes."""
-        answer = self._engine.check_network_urls(url, page, kind)
-        if not answer.matched:
-            return None
-        return Rule(self.name, self._the_rule(answer.filter or "", url, page, kind))
+        """The rule that blocks `url`, asked for by `page` as one of TYPES; None if it passes. Raises CannotRead."""
+        with _no_panic(self.name):
+            answer = self._engine.check_network_urls(url, page, kind)
+            return Rule(self.name, self._the_rule(answer.filter or "", url, page, kind)) if answer.matched else None
 
     def _the_rule(self, joined: str, url: str, page: str, kind: str) -> str:
         """The engine joins rules that look alike and names all of them; the one is found by asking each alone."""
@@ -57,11 +59,32 @@ def _engine(name: str, text: str) -> Any:
         import adblock
     except ImportError:
         raise NoEngine("check-path needs the engine of browsers: pip install adblock") from None
-    try:
+    with _no_panic(name), _silence():
         rules = adblock.FilterSet(debug=True)
         rules.add_filter_list(text)
-        return adblock.Engine(rules)
-    except (KeyboardInterrupt, SystemExit):
+        engine = adblock.Engine(rules)
+        engine.check_network_urls("https://a.example/", "https://a.example/", "image")  # some rules it falls over only now
+        return engine
+
+
+@contextlib.contextmanager
+def _no_panic(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, CannotRead):
         raise
     except BaseException as error:  # a panic of the engine is no Exception
         raise CannotRead(f"{name}: the engine cannot read it ({type(error).__name__}); expected a filter list") from None
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """The engine tells a panic to standard error by itself, with a hundred lines that help nobody here."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
