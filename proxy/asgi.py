@@ -7,7 +7,6 @@ opened at the lifespan's start, or, where a mount swallows lifespan events, at t
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncIterator, MutableMapping
 from typing import Any
 
@@ -15,9 +14,8 @@ from proxy import settings
 from proxy.collector.asgi import CollectorApp, Receive, Send
 from proxy.forward.forwarder import Forwarder
 from proxy.log import configure
-from proxy.spool import open_intake, open_outlet
-from proxy.spool.fallback.mover import moving
-from proxy.spool.port import Intake
+from proxy.spool import open_outlet
+from proxy.spool.embedded import EmbeddedIntake
 
 
 class Application:
@@ -25,8 +23,7 @@ class Application:
 
     def __init__(self) -> None:
         self._app: CollectorApp | None = None
-        self._intake: Intake | None = None
-        self._pid = 0
+        self._intake = EmbeddedIntake(lambda: self.settings().spool_config())
         self._settings: settings.Settings | None = None
 
     def settings(self) -> settings.Settings:
@@ -36,16 +33,10 @@ class Application:
             configure(self._settings.log_level, self._settings.log_format)
         return self._settings
 
-    def intake(self) -> Intake:
-        """This process's half of the spool: a forked child opens its own."""
-        if self._intake is None or self._pid != os.getpid():
-            self._intake, self._pid = open_intake(self.settings().spool_config()), os.getpid()
-        return self._intake
-
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
         """Opens the spool and runs the embedded forwarder. Pass it to (or enter it in) the lifespan of a mounting application."""
-        self.intake()
+        self._intake()
         forwarder: Forwarder | None = None
         task: asyncio.Task[None] | None = None
         if self.settings().embedded_forwarder:
@@ -53,22 +44,19 @@ class Application:
             forwarder = Forwarder(config, open_outlet(config.spool))
             task = asyncio.create_task(forwarder.run())
         try:
-            with moving(self.settings().spool_config()) if task is not None else contextlib.nullcontext():
-                yield
+            yield
         finally:
             if forwarder is not None and task is not None:
                 forwarder.stop()
                 await task
-            intake, self._intake = self._intake, None
-            if intake is not None:
-                intake.close()
+            self._intake.close()
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._on_lifespan(receive, send)
             return
         if self._app is None:
-            self._app = CollectorApp(self.settings().collector(), self.intake)
+            self._app = CollectorApp(self.settings().collector(), self._intake)
         await self._app(scope, receive, send)
 
     async def _on_lifespan(self, receive: Receive, send: Send) -> None:

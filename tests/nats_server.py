@@ -39,7 +39,7 @@ class NatsServer:
         self.process = subprocess.Popen([BINARY, "-c", self._config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 20
         while not listening(self.port):
-            assert self.process.poll() is None, (self.directory / "nats.log").read_text()[-2000:]
+            assert self.process.poll() is None, self.log()[-2000:]
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
@@ -64,6 +64,10 @@ class NatsServer:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
             self.kill()
+
+    def log(self) -> str:
+        """What it has said."""
+        return (self.directory / "nats.log").read_text()
 
     def spool(self, stream: str, **more: object) -> SpoolConfig:
         """A spool of its own on this server."""

@@ -17,12 +17,13 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import API_KEY, ProxyProcess, SandboxProcess, children, clean_environment, wait_for
+from conftest import API_KEY, ProxyProcess, SandboxProcess, children, clean_environment, kill_tree, wait_for
 from msgspec.structs import replace
 from nats_server import NatsServer
 from test_embedding import UvicornProcess
 from test_jetstream import balanced
 from test_spool import DELIVERED, hit, names
+from test_wsgi import GunicornProcess
 
 from proxy import hit as hits
 from proxy import spool
@@ -544,10 +545,10 @@ def test_collector_and_mover_may_be_killed_at_any_moment_and_the_server_may_come
 
 
 @pytest.mark.parametrize("embedded", [True, False], ids=["embedded", "beside"])
-def test_without_serve_whoever_forwards_moves(
+def test_without_serve_the_application_moves_whoever_forwards(
     embedded: bool, sandbox: SandboxProcess, server: NatsServer, config: SpoolConfig, tmp_path: Path
 ) -> None:
-    """There is no supervisor to start a mover: it is a thread of the application, or of `forward` beside it."""
+    """There is no supervisor to start a mover: it is a thread of the application, and one of `forward` beside it stands by."""
     settings = {"SPOOL": config.url, "FALLBACK": config.fallback, "UPSTREAM": sandbox.url, "API_KEY": API_KEY}
     environment = {
         f"BEACON_PROXY_{name}": value for name, value in {**settings, "EMBEDDED_FORWARDER": str(embedded).lower()}.items()
@@ -569,6 +570,58 @@ def test_without_serve_whoever_forwards_moves(
         if beside is not None:
             beside.stop()
     assert "Traceback" not in app.log.read_text()
+
+
+def mover_of(config: SpoolConfig) -> int:
+    """The process that holds the directory's lock, as the kernel has it; 0 if none."""
+    lock = lanes(config) / "forwarder.lock"
+    inode = str(lock.stat().st_ino) if lock.exists() else ""
+    held = (line.split() for line in Path("/proc/locks").read_text().splitlines())
+    return next((int(words[4]) for words in held if words[1] == "FLOCK" and words[5].rpartition(":")[2] == inode), 0)
+
+
+@pytest.mark.parametrize("host", ["uvicorn", "gunicorn"])
+def test_of_an_applications_processes_one_moves_and_another_takes_over(
+    host: str, server: NatsServer, config: SpoolConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither `serve` nor `forward` is on this host. Whoever moves is killed at it, and each beacon is moved once."""
+    monkeypatch.setenv("WEB_CONCURRENCY", "2")
+    monkeypatch.setenv("GUNICORN_CMD_ARGS", "--preload")
+    sent = [str(n) for n in range(4000)]
+    server.kill()
+    with opened(config) as intake:
+        asyncio.run(_append_all(intake, sent))
+    app: UvicornProcess | GunicornProcess
+    if host == "uvicorn":
+        environment = clean_environment(BEACON_PROXY_SPOOL=config.url, BEACON_PROXY_FALLBACK=config.fallback)
+        app = UvicornProcess("proxy.asgi:app", tmp_path, environment).wait()
+    else:
+        app = GunicornProcess(tmp_path / "spool", SPOOL=config.url, FALLBACK=config.fallback)
+    try:
+
+        def both_collect() -> bool:
+            sent.append(f"late-{len(sent)}")
+            assert httpx.get(f"{app.url}/e?_n={sent[-1]}&_p=me").status_code == 200
+            return len(list(lanes(config).glob("lane-*.db"))) == 2
+
+        wait_for(both_collect, "both processes to collect")
+        assert spool.fallback_pending(config) == len(sent)
+        mover = wait_for(lambda: mover_of(config), "a mover")
+        server.start()
+        wait_for(lambda: spool.fallback_pending(config) < len(sent), "it to be at work")
+        os.kill(mover, signal.SIGKILL)
+        wait_for(lambda: mover_of(config) not in (mover, 0), "another mover")
+        wait_for(lambda: emptied(config), "the fallback to be emptied")
+        outlet = JetStreamOutlet(config)
+        assert sorted(delivered(outlet, len(sent))) == sorted(sent)
+        assert outlet.ledger().total(RECEIVED) == len(sent)
+        outlet.close()
+        app.stop()
+        assert mover_of(config) == 0
+        assert "Traceback" not in app.log.read_text()
+    finally:
+        kill_tree(app.process.pid)
+        app.process.wait()
 
 
 def test_without_a_fallback_beacons_are_refused(
@@ -655,7 +708,6 @@ def test_a_directory_is_one_spools(server: NatsServer, config: SpoolConfig) -> N
     mover = Mover(other)
     marked.write_text(f"{stream}\n")
     assert mover._hold() is None
-    mover._link.close()
     marked.unlink()
     spool.prepare(other)
     assert marked.read_text() == f"{stream}-other\n"

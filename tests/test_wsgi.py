@@ -22,9 +22,8 @@ class GunicornProcess:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = spool.parent / "gunicorn.log"
-        environment = clean_environment(
-            BEACON_PROXY_SPOOL=f"sqlite:{spool}", **{f"BEACON_PROXY_{name.upper()}": value for name, value in settings.items()}
-        )
+        settings = {"SPOOL": f"sqlite:{spool}", **settings}
+        environment = clean_environment(**{f"BEACON_PROXY_{name.upper()}": value for name, value in settings.items()})
         command = ["gunicorn", "proxy.wsgi:app", "--worker-class", "gthread", "--threads", "8", "--workers", "2"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

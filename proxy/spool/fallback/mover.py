@@ -22,6 +22,7 @@ from proxy.spool.jetstream import streams
 from proxy.spool.jetstream.address import parse
 from proxy.spool.jetstream.endings import counting
 from proxy.spool.jetstream.link import Link
+from proxy.spool.jetstream.login import login
 from proxy.spool.jetstream.names import BY_COLLECTOR, Names
 from proxy.spool.jetstream.publisher import Publisher, lasting
 from proxy.spool.jetstream.shelf import Shelf
@@ -49,8 +50,10 @@ class Mover:
     spool's.
     """
 
-    def __init__(self, config: SpoolConfig) -> None:
-        address = parse(config.url)
+    def __init__(self, config: SpoolConfig, among_others: bool = False) -> None:
+        """`among_others`: that another has the directory is as it should be."""
+        address = self._address = parse(config.url)
+        login(address)
         self._directory = Path(config.fallback.partition(":")[2])
         mark.look(self._directory, address.stream)
         self._max_bytes = config.max_bytes
@@ -60,14 +63,15 @@ class Mover:
         self._lanes: dict[Path, LaneTransfer] = {}
         self._stopping = threading.Event()
         self._trouble = Trouble()
-        self._began_to_wait: float | None = None
+        self._began_to_wait = float("inf") if among_others else None
         """For the directory's lock (monotonic); infinite once that was told."""
         self._moved = 0
         """Since the lanes were empty."""
         self._room_looked, self._has_room = float("-inf"), True
         self.turned = time.monotonic()
         """When it last began a turn (monotonic)."""
-        self._link = Link(address, "beacon-proxy mover", self._publisher.subscribe, quiet=True, patient=True)
+        self._link: Link
+        """Once the directory is ours: who waits for it costs the servers nothing."""
 
     def stop(self) -> None:
         """End after the batch under way."""
@@ -85,8 +89,8 @@ class Mover:
         finally:
             for lane in self._lanes.values():
                 lane.close()
-            self._link.close()
             if held is not None:
+                self._link.close()
                 os.close(held)
 
     def _hold(self) -> int | None:
@@ -105,6 +109,7 @@ class Mover:
             return None
         try:
             mark.put(self._directory, self._names.base)
+            self._link = Link(self._address, "beacon-proxy mover", self._publisher.subscribe, quiet=True, patient=True)
         except SpoolError as error:
             os.close(held)
             self._note(str(error))
@@ -212,12 +217,12 @@ class Mover:
 
 
 @contextlib.contextmanager
-def moving(config: SpoolConfig) -> Iterator[None]:
+def moving(config: SpoolConfig, among_others: bool = False) -> Iterator[None]:
     """A mover in a thread of this process meanwhile, if the spool has a fallback."""
     if not config.fallback:
         yield
         return
-    mover = Mover(config)
+    mover = Mover(config, among_others)
     thread = threading.Thread(target=mover.run, name="mover", daemon=True)
     thread.start()
     try:

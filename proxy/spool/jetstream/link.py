@@ -7,12 +7,12 @@ import ssl
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from pathlib import Path
 from random import random
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from proxy.log import Trouble, log
-from proxy.spool.jetstream.address import Address
+from proxy.spool.jetstream.address import LOGINS, Address
+from proxy.spool.jetstream.login import login
 from proxy.spool.port import SpoolError
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ MOVE_S = 10.0
 """Between two moves to another server because this one does not answer: an election may need that long."""
 OPEN_S = 3.0
 """How long whoever opens a link waits for its first connection."""
-INSTALL = "spool: a nats:// spool needs the package nats-py; install it with `pip install 'beacon-proxy[nats]'`"
 
 
 class ServersAway(SpoolError):
@@ -244,36 +243,8 @@ class Link:
         return ",".join(server.removeprefix("nats://") for server in self.address.servers)
 
     def _which_login(self) -> str:
-        given = [name for name in ("credentials", "nkey", "token_file") if getattr(self.address, name)]
-        return f"look into the file of {given[0]}=" if given else "expected credentials=FILE, nkey=FILE or token_file=FILE"
-
-
-def login(address: Address) -> dict[str, Any]:
-    """What the client must be told to be let in. Raises SpoolError where the package or a file is missing."""
-    try:
-        import nats.aio.client  # noqa: F401
-    except ImportError:
-        raise SpoolError(INSTALL) from None
-    options: dict[str, Any] = {}
-    for name in ("credentials", "nkey", "token_file", "ca"):
-        path = getattr(address, name)
-        if not path:
-            continue
-        try:
-            content = Path(path).read_text()
-            if name == "credentials":
-                options["user_credentials"] = path
-            elif name == "nkey":
-                options["nkeys_seed"] = path
-            elif name == "token_file":
-                options["token"] = content.strip()
-            else:
-                options["tls"] = ssl.create_default_context(cafile=path)
-        except (OSError, UnicodeDecodeError) as error:  # ssl.SSLError is an OSError
-            raise SpoolError(f"spool: {name}={path}: {getattr(error, 'strerror', None) or 'not what was expected'}") from None
-    if address.tls:
-        options.setdefault("tls", ssl.create_default_context())
-    return options
+        given = [f"{name}={path}" for name in LOGINS if (path := getattr(self.address, name))]
+        return f"look into {given[0]}" if given else "expected credentials=FILE, nkey=FILE or token_file=FILE"
 
 
 def _words(error: Exception) -> str:

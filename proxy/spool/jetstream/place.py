@@ -14,7 +14,8 @@ from proxy.spool.jetstream.address import Address, parse
 from proxy.spool.jetstream.book import Book
 from proxy.spool.jetstream.dead import JetStreamDeadLetters
 from proxy.spool.jetstream.intake import JetStreamIntake
-from proxy.spool.jetstream.link import Link, ServersAway, login
+from proxy.spool.jetstream.link import Link, ServersAway
+from proxy.spool.jetstream.login import login
 from proxy.spool.jetstream.names import Names
 from proxy.spool.jetstream.outlet import JetStreamOutlet
 from proxy.spool.jetstream.publisher import Publisher
