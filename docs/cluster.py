@@ -54,6 +54,7 @@ def _sizes(throughput: dict[str, Any]) -> str:
         row("the busiest broker, µs a beacon", "busiest_broker_us"),
         row("forwarder, µs a beacon", "forwarder_us", "forwarder_us"),
         row("bytes a waiting beacon, on each broker's disk", "bytes_per_beacon"),
+        ("bytes a waiting beacon, in a collector's fallback", f"{throughput['fallback']['bytes_per_beacon']:,.0f}", "", ""),
         row("memory of a collector, MB", "collector_rss_mb"),
         row("memory of a broker, MB", "broker_rss_mb"),
         row("memory of a forwarder, MB", "forwarder_rss_mb"),
@@ -69,7 +70,9 @@ def _example(throughput: dict[str, Any]) -> str:
         return busy, math.ceil(busy / FULL)
 
     collector, broker, forwarder = cores("collector_us"), cores("busiest_broker_us"), cores("forwarder_us")
-    backlog = BEACONS_A_DAY / DAY_S * 3600 * of["bytes_per_beacon"] / 1e9
+    an_hour = BEACONS_A_DAY / DAY_S * 3600 / 1e9
+    backlog = an_hour * of["bytes_per_beacon"]
+    fallback = an_hour * throughput["fallback"]["bytes_per_beacon"] * BROKERS_AWAY_H
     ids = peak * DUPLICATES_S * ID_BYTES / 1e6
     return _table(
         (f"for {BEACONS_A_DAY:,} beacons a day", "figure", "how"),
@@ -84,8 +87,8 @@ def _example(throughput: dict[str, Any]) -> str:
         ("disk of each broker", f"{backlog * OUTAGE_H:,.0f} GB", f"the vendor away for {OUTAGE_H} h: {backlog:,.1f} GB an hour"),
         (
             "fallback disk of all collectors' hosts together",
-            f"{backlog * BROKERS_AWAY_H * 2:,.0f} GB",
-            f"all brokers away for {BROKERS_AWAY_H} h, twice the bytes, to be safe",
+            f"{fallback:,.0f} GB",
+            f"all brokers away for {BROKERS_AWAY_H} h",
         ),
         ("memory of a broker for ids", f"{ids:,.0f} MB", f"the last {DUPLICATES_S} s at {ID_BYTES} bytes each, at the peak"),
     )

@@ -161,14 +161,18 @@ def test_an_nkey_that_is_none_is_told_of_its_file(tmp_path: Path) -> None:
 def test_a_file_that_is_replaced_is_used_from_the_next_connection_on(tmp_path: Path) -> None:
     """A user's JWT expires. What was read last is used while the file is just being written."""
     file = tmp_path / "user.creds"
-    (first, _), (second, seed) = Account().user(), Account().user()
-    file.write_text(credentials(first, _))
+    (first, first_seed), (second, second_seed) = Account().user(), Account().user()
+    file.write_text(credentials(first, first_seed))
     options = login(Address((), credentials=str(file)))
-    for content, used in (("", first), (credentials(second, seed), second), (credentials(second, seed)[:-200], second)):
+    for content, used in (
+        ("", first),
+        (credentials(second, second_seed), second),
+        (credentials(second, second_seed)[:-200], second),
+    ):
         file.write_text(content)
         signature = base64.b64decode(options["signature_cb"]("nonce"))
         assert options["user_jwt_cb"]().decode() == used
-        key = nkeys.from_seed(bytearray((_ if used is first else seed).encode()))
+        key = nkeys.from_seed(bytearray((first_seed if used is first else second_seed).encode()))
         assert key.verify(b"nonce", signature)
 
 

@@ -12,6 +12,8 @@ from benchmarks import stage
 from benchmarks.load import BEACON, HEADERS
 from proxy.cli.cluster.brokers import Brokers
 from proxy.cli.cluster.cluster import Cluster
+from proxy.spool import fallback_pending, spool_bytes
+from proxy.spool.port import SpoolConfig
 from tests.cluster.laboratory import Found, Progress
 
 SECONDS = 6.0
@@ -40,6 +42,7 @@ async def measure(place: Path, progress: Progress, rounds: int = 5) -> Found:
         "rounds": rounds,
         "ratio_two_over_one": ratios,
         "found": absolute,
+        "fallback": await _fallback(place / "fallback"),
         "raw": turns,
     }
 
@@ -86,6 +89,22 @@ async def _turn(place: Path, many: int) -> Found:
         }
 
 
+async def _fallback(place: Path) -> Found:
+    """What a beacon takes on a collector's disk while no broker is there, all of its files counted."""
+    with stage.vendor() as upstream:
+        brokers = Brokers(place)
+        async with Cluster(place, upstream, brokers, 1, 0, log_level="warning") as cluster:
+            for broker in brokers.all:
+                broker.kill()
+            began = time.monotonic()
+            await asyncio.to_thread(_ended, [_wrk(cluster.collectors[0].port)])
+            loaded_s = time.monotonic() - began
+            held = place / "collector-1"
+            waiting = await asyncio.to_thread(fallback_pending, SpoolConfig(brokers.spool, fallback=f"sqlite:{held}"))
+            size = sum(path.stat().st_blocks * 512 for path in held.rglob("*") if path.is_file())
+            return {"waiting": waiting, "answered_per_s": waiting / loaded_s, "bytes_per_beacon": size / waiting}
+
+
 def _wrk(port: int) -> subprocess.Popen[bytes]:
     command = [stage.tool("wrk"), "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS:g}s"]
     for name, value in HEADERS.items():
@@ -103,8 +122,6 @@ def _ended(loads: Sequence[subprocess.Popen[bytes]]) -> None:
 
 def _bytes(cluster: Cluster) -> int:
     """What the pending beacons take in one replica."""
-    from proxy.spool import spool_bytes
-
     return spool_bytes(cluster.spool)
 
 
