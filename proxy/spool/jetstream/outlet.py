@@ -205,6 +205,7 @@ class JetStreamOutlet:
         begun = [asyncio.create_task(self._ask_for(client, stream)) for stream in new]
         self._asking.update(zip(new, begun, strict=True))
         done, _ = await asyncio.wait(begun, timeout=HURRY_S if self._resting.keys() >= set(new) else None)
+        self._sources = {stream: self._sources[stream] for stream in found if stream in self._sources}  # in their order
         wrong = [failed for task in done if (failed := task.result()) is not None]
         if wrong and not self._sources and not any(isinstance(error, SpoolError) for error in wrong):
             raise wrong[0]
