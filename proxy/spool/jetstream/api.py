@@ -56,20 +56,15 @@ async def store_after(client: "Client", subject: str, last: int, payload: bytes,
     return int(answer["seq"])
 
 
-async def ask_all(client: "Client", what: str, of: str, body: dict[str, Any]) -> tuple[list[Any], list[str]]:
-    """All pages of a listing, and the names of streams that nobody answered for."""
+async def ask_all(client: "Client", what: str, of: str, body: dict[str, Any]) -> list[Any]:
+    """All pages of a listing."""
     found: list[Any] = []
-    missing: list[str] = []
-    offset = 0
     while True:
-        answer = await ask(client, what, {**body, "offset": offset})
+        answer = await ask(client, what, {**body, "offset": len(found)})
         page = answer.get(of) or []
-        silent = {*(answer.get("missing") or []), *(answer.get("offline") or {})}
         found += page
-        missing += sorted(silent - set(missing))
-        offset += len(page) + len(silent)
-        if not (page or silent) or offset >= answer.get("total", 0):
-            return found, missing
+        if not page or len(found) >= answer.get("total", 0):
+            return found
 
 
 async def read_direct(client: "Client", stream: str, body: dict[str, Any], patience_s: float = PATIENCE_S) -> "list[Msg]":

@@ -17,7 +17,7 @@ import msgspec
 
 from proxy import hit as hits
 from proxy.outcome import Ending, Outcome
-from proxy.spool.jetstream import api
+from proxy.spool.jetstream import api, streams
 from proxy.spool.jetstream.names import BY_COLLECTOR, REPLAYED, Names
 from proxy.spool.port import RECEIVED, REFUSED, TRIMMED, Ledger
 
@@ -42,16 +42,16 @@ class Book:
 
     async def read(self, client: "Client") -> Ledger:
         """Raises ApiError or nats.errors.Error where it cannot be read."""
-        streams, missing = await api.ask_all(client, "STREAM.LIST", "streams", {"subject": self._names.all_hits})
-        stored = {self._names.site_of(stream["config"]["name"]): stream["state"] for stream in streams}
-        born = {self._names.site_of(stream["config"]["name"]): stream["created"] for stream in streams}
+        told, silent_streams = await streams.all_of_hits(client, self._names)
+        stored = {self._names.site_of(stream["config"]["name"]): stream["state"] for stream in told}
+        born = {self._names.site_of(stream["config"]["name"]): stream["created"] for stream in told}
         dead = await self._dead(client)
         counted = await self._counted(client)
         waiting = [(site, state) for site, state in stored.items() if state["messages"]]
         oldest = await asyncio.gather(*(self._first_ms(client, site, state) for site, state in waiting))
         counts: Counts = {}
         pending = 0
-        silent = {self._names.site_of(name) for name in missing} - stored.keys()
+        silent = {self._names.site_of(name) for name in silent_streams}
         for site in {*stored, *dead, *counted} - silent:
             state = stored.get(site, {"last_seq": 0, "messages": 0})
             birth, before = self._before.get(site, ("", {}))
@@ -88,9 +88,9 @@ class Book:
 
     async def _first_ms(self, client: "Client", site: str, state: Any) -> int | None:
         """Receipt of the oldest hit; None if it is gone meanwhile, or cannot be read."""
-        with contextlib.suppress(api.ApiError, msgspec.DecodeError, UnicodeDecodeError):
+        with contextlib.suppress(api.ApiError, TimeoutError, msgspec.DecodeError, UnicodeDecodeError):
             asked = {"seq": state["first_seq"]}
-            answer = await api.ask(client, f"STREAM.MSG.GET.{self._names.hits_stream(site)}", asked)
+            answer = await api.ask(client, f"STREAM.MSG.GET.{self._names.hits_stream(site)}", asked, streams.SILENT_S)
             return hits.decode(base64.b64decode(answer["message"]["data"])).received_ms
         return None
 

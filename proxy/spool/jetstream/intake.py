@@ -9,7 +9,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -70,8 +70,9 @@ class JetStreamIntake(Entered):
         """Hits that were taken, and whose waiters were not told yet."""
         self._idle = self._closing = False
         self._full = ""
-        self.hangs = ""
-        """Why the last batch was not answered in time; "" once one was. Meanwhile one hit at a time tries whether that is so."""
+        self.hangs: dict[str, str] = {}
+        """Site → why its last batch was not answered in time; empty once any was. Meanwhile one hit at a time tries whether it is
+        so."""
         self._trouble = Trouble()
         self._stored = float("-inf")
         """When something was last stored (monotonic): servers do not hang because one site's stream does."""
@@ -131,8 +132,8 @@ class JetStreamIntake(Entered):
                 raise SpoolRefused(f"no connection to the spool: {self._link.trouble}")
             if self._full:
                 raise SpoolRefused(self._full)
-            if self.hangs and self._waiting:
-                raise SpoolRefused(self.hangs)
+            if self._waiting and (reason := self.hangs.get(hit.site)):
+                raise SpoolRefused(reason)
             if self._waiting >= MAX_WAITING:
                 raise SpoolRefused("the spool's servers are too slow: too many beacons wait for them")
             self._waiting += 1
@@ -168,32 +169,40 @@ class JetStreamIntake(Entered):
         await self._tally.flush(self._link, LAST_COUNTS_S)
 
     async def _store(self, batch: list[tuple[Hit, Waiter]]) -> None:
-        """Publish, and wake who waits when all of it is answered."""
+        """Publish, and wake who waits: when all of it is answered, or soon if one site's stream is not as quick as the others."""
         began = time.monotonic()
         errors = ["the spool failed"] * len(batch)
         ids = [self._ids.next() for _ in batch]
+        left = dict(enumerate(waiter for _, waiter in batch))
+
+        def stored(numbers: list[int]) -> None:
+            waiters = [left.pop(n) for n in numbers if n in left]
+            with self._lock:
+                self._waiting -= len(waiters)
+            wake(waiters, None)
+
         try:
-            errors = await self._shelf.put(self._link, [hit for hit, _ in batch], ids, self._patience_s)
+            errors = await self._shelf.put(self._link, [hit for hit, _ in batch], ids, self._patience_s, stored)
         except Exception as error:  # whatever it is: every waiter is told
             errors = [str(error) or type(error).__name__] * len(batch)
         finally:
             with self._lock:
-                self._waiting -= len(batch)
+                self._waiting -= len(left)
                 if not all(errors):
-                    self.hangs, self._stored = "", time.monotonic()
+                    self.hangs, self._stored = {}, time.monotonic()
                 elif time.monotonic() - began >= 0.9 * self._patience_s and self._stored < began:
-                    self.hangs = errors[0]
-            self._tell(batch, ids, errors)
+                    self.hangs |= {hit.site: error for (hit, _), error in zip(batch, errors, strict=True)}
+            self._tell(batch, ids, errors, left)
             self.note(next(filter(None, errors), ""))
         if not any(errors):
             self.stats.commit_seconds.observe(time.monotonic() - began)
             self.stats.batch_hits.observe(len(batch))
 
-    def _tell(self, batch: list[tuple[Hit, Waiter]], ids: list[str], errors: list[str]) -> None:
-        """Each waiter what became of its hit; or whoever rescues those that failed."""
+    def _tell(self, batch: list[tuple[Hit, Waiter]], ids: list[str], errors: list[str], left: Iterable[int]) -> None:
+        """Each waiter that is left what became of its hit; or whoever rescues those that failed."""
         told: dict[str, list[int]] = {}
-        for number, reason in enumerate(errors):
-            told.setdefault(reason, []).append(number)
+        for number in left:
+            told.setdefault(errors[number], []).append(number)
         for reason, numbers in told.items():
             if reason and self._rescue is not None:
                 self._rescue([(replace(batch[n][0], id=ids[n]), batch[n][1]) for n in numbers], reason)

@@ -40,6 +40,8 @@ LOOK_S = 1.0
 """Between two looks for streams of new sites."""
 SITE_PATIENCE_S, REST_S = 1.0, 5.0
 """For one site's stream to answer; if it does not, it is asked again after so long."""
+HURRY_S = 0.1
+"""How long is waited for what did not answer before; if it takes longer, its answer counts when it comes."""
 POLLED_AT_ONCE, POLL_S = 16, 0.002
 """With more sites, one without hits is asked again after so long for each of them: idle sites shall not keep a server busy."""
 SAY_S, UNHEARD_S = 5.0, streams.ACK_WAIT_S / 3
@@ -61,7 +63,9 @@ class JetStreamOutlet:
         self._dry: dict[str, float] = {}
         """Stream → when (monotonic) it last had less than was asked for."""
         self._resting: dict[str, float] = {}
-        """Streams in trouble → until when (monotonic) they are left alone."""
+        """Streams that did not answer last → until when (monotonic) they are left alone."""
+        self._asking: dict[str, asyncio.Task[Exception | None]] = {}
+        """By stream, where we are making sure of our consumer."""
         self._looked, self._seen_in = float("-inf"), 0
         """When we last looked for sites, and in which of the link's generations."""
         self._told_of = Trouble()
@@ -187,39 +191,41 @@ class JetStreamOutlet:
             self._seen_in = self._link.generation
         try:
             asked = api.ask_all(client, "STREAM.NAMES", "streams", {"subject": self._names.all_hits})
-            found, _ = await asyncio.wait_for(asked, SITE_PATIENCE_S)
+            found = await asyncio.wait_for(asked, SITE_PATIENCE_S)
         except Exception as error:
             if not self._sources:
                 raise
             return [error]
         for gone in self._sources.keys() - set(found):
             del self._sources[gone]
-        self._resting = {stream: until for stream, until in self._resting.items() if until > now and stream in found}
-        new = [stream for stream in found if stream not in self._sources and stream not in self._resting]
-        wrong: list[Exception] = []
-        for stream, source in zip(new, await asyncio.gather(*(self._source(client, stream) for stream in new)), strict=True):
-            if isinstance(source, Source):
-                self._sources[stream] = source
-            else:
-                self._resting[stream] = time.monotonic() + REST_S
-                wrong.append(source)
-        if new:
-            self._flights.orphan(self._sources)
+        self._resting = {stream: until for stream, until in self._resting.items() if stream in found}
+        new = [s for s in found if s not in self._sources and s not in self._asking and self._resting.get(s, 0.0) <= now]
+        if not new:
+            return []
+        begun = [asyncio.create_task(self._ask_for(client, stream)) for stream in new]
+        self._asking.update(zip(new, begun, strict=True))
+        done, _ = await asyncio.wait(begun, timeout=HURRY_S if self._resting.keys() >= set(new) else None)
+        self._sources = {stream: self._sources[stream] for stream in found if stream in self._sources}  # in their order
+        wrong = [failed for task in done if (failed := task.result()) is not None]
         if wrong and not self._sources and not any(isinstance(error, SpoolError) for error in wrong):
             raise wrong[0]
         return wrong
 
-    async def _source(self, client: "Client", stream: str) -> Source | Exception:
-        """Our consumer is there from now on."""
-
-        async def ask() -> str:
-            await streams.ensure_consumer(client, stream)
-            return str((await api.ask(client, f"STREAM.INFO.{stream}"))["created"])
-
+    async def _ask_for(self, client: "Client", stream: str) -> Exception | None:
+        """Our consumer is there from now on; or why it is not, and the stream rests."""
         try:
-            return Source(self._names.site_of(stream), await asyncio.wait_for(ask(), SITE_PATIENCE_S))
+            async with asyncio.timeout(SITE_PATIENCE_S):
+                await streams.ensure_consumer(client, stream)
+                born = str((await api.ask(client, f"STREAM.INFO.{stream}"))["created"])
         except Exception as error:
+            self._resting[stream] = time.monotonic() + REST_S
             return error
+        finally:
+            self._asking.pop(stream, None)
+        self._resting.pop(stream, None)
+        self._sources[stream] = Source(self._names.site_of(stream), born)
+        self._flights.orphan(self._sources)
+        return None
 
     def _source_of(self, stream: str) -> Source:
         return self._sources.get(stream) or Source(self._names.site_of(stream), "")
@@ -251,6 +257,7 @@ class JetStreamOutlet:
             for stream, is_there in zip(asked, there, strict=True):
                 if not is_there:
                     self._sources.pop(stream, None)
+                    self._resting[stream] = now
             dry = {stream for stream, n in asked.items() if came[stream] < n}
             self._dry.update(dict.fromkeys(dry, time.monotonic()))
             wet = [stream for stream in wet if stream not in dry]

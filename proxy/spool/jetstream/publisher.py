@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.spool.jetstream import api
@@ -25,6 +25,8 @@ TOO_LARGE = "too large: "
 """So begins why a message is never stored, however often it is sent."""
 OVERSIZE = (10054, 10097)
 """The server's numbers for a message, or headers, larger than the stream takes."""
+LEADER_S = 2.0
+"""For a server to pass a question on to who leads them all, and the answer back."""
 REPEATS = 3
 """How often a message is sent within the patience of whoever waits for it."""
 
@@ -32,6 +34,14 @@ REPEATS = 3
 def lasting(error: str) -> bool:
     """Whether it is the message's own fault, and not that of its stream or of the servers."""
     return error.startswith(TOO_LARGE)
+
+
+Stored = Callable[[list[int]], None]
+"""Told now and then, where some messages keep others waiting, the numbers of those that are stored."""
+
+
+def nobody(numbers: list[int]) -> None:
+    """Who waits for all of them anyway."""
 
 
 class Message(NamedTuple):
@@ -62,6 +72,15 @@ class _Batch:
             self.done.set_result(None)
 
 
+async def _leave(link: Link, subject: str) -> None:
+    """Go to another server, unless this one has an answer from who leads them all: then a stream is silent, wherever we ask."""
+    if (client := link.client()) is not None:
+        try:
+            await api.ask(client, "STREAM.NAMES", {"subject": subject}, LEADER_S)
+        except Exception:
+            await link.move_on()
+
+
 class Publisher:
     """Used on the link's loop. `subscribe` must have been called with the link's client."""
 
@@ -70,6 +89,7 @@ class Publisher:
         self._numbers = itertools.count()
         self._waiting: dict[str, tuple[_Batch, int]] = {}
         self._inbox = ""
+        self._leaving: asyncio.Task[None] | None = None
         self._heard = float("-inf")
         """When a server last took something, or refused it (monotonic)."""
 
@@ -78,7 +98,7 @@ class Publisher:
         self._inbox = client.new_inbox() + "."
         await client.subscribe(self._inbox + "*", cb=self._acknowledged, pending_msgs_limit=-1, pending_bytes_limit=-1)
 
-    async def publish(self, link: Link, messages: Sequence[Message], patience_s: float) -> list[str]:
+    async def publish(self, link: Link, messages: Sequence[Message], patience_s: float, stored: Stored = nobody) -> list[str]:
         """For each message why it is not known to be stored; "" if it is."""
         if not messages:
             return []
@@ -98,10 +118,11 @@ class Publisher:
                 done, _ = await asyncio.wait([batch.done], timeout=min(LOOK_S, max(0.0, deadline - now)))
                 if done:
                     return batch.errors
+                stored([n for n, token in enumerate(mine) if token not in self._waiting and not batch.errors[n]])
                 if time.monotonic() >= deadline:
                     why = link.trouble or link.denied or UNANSWERED
-                    if self._heard < began:
-                        await link.move_on()
+                    if self._heard < began and (self._leaving is None or self._leaving.done()):
+                        self._leaving = asyncio.create_task(_leave(link, messages[0].subject))
                     return [why if token in self._waiting else batch.errors[number] for number, token in enumerate(mine)]
         finally:
             for token in mine:

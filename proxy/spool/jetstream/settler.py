@@ -1,7 +1,7 @@
 """Endings carried out: first recorded, then acknowledged. What does not succeed is kept, and tried again with the next.
 
 Acknowledgements are sent without waiting, all but the last of a stream: a consumer takes them in order, so its answer to the last
-says that all are done.
+says that all are done. A stream that did not answer is not waited for again until it does.
 """
 
 import asyncio
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 RECORD_S, ACK_S = 3.0, 2.0
 """Patience for records, and for the answer to acknowledgements."""
+REST_S = 1.0
+"""Between two tries at a stream that is silent."""
 FARTHEST_MS = 3_600_000
 """No verdict puts a hit off for longer (delivery.MAX_RETRY_AFTER_MS)."""
 ACK = b"+ACK"
@@ -43,6 +45,10 @@ class Settler:
         self._publisher = Publisher()
         self.kept: dict[Key, _Ending] = {}
         """Endings that are not yet carried out."""
+        self._acknowledging: dict[str, asyncio.Task[None]] = {}
+        """By stream."""
+        self._silent: set[str] = set()
+        """Streams that did not answer last."""
 
     async def subscribe(self, client: "Client") -> None:
         await self._publisher.subscribe(client)
@@ -76,23 +82,35 @@ class Settler:
         for flight in flights:
             if not flight.reply:
                 self._done(flight)
-                continue
-            by_stream.setdefault(flight.key[0], []).append(flight)
+            elif flight.key[0] not in self._acknowledging:
+                by_stream.setdefault(flight.key[0], []).append(flight)
         client = link.client()
         if client is None:
             return
-        for some in by_stream.values():
-            for flight in some[:-1]:
-                await client.publish(flight.reply, ACK)
-        last = (client.request(some[-1].reply, ACK, timeout=ACK_S) for some in by_stream.values())
-        answers = await asyncio.gather(*last, return_exceptions=True)
-        for some, answer in zip(by_stream.values(), answers, strict=True):
-            if isinstance(answer, BaseException):
-                continue
-            for flight in some:
-                self._done(flight)
-        if failed := next((answer for answer in answers if isinstance(answer, BaseException)), None):
+        for stream, some in by_stream.items():
+            self._acknowledging[stream] = asyncio.create_task(self._acknowledge_to(client, stream, some))
+        awaited = [task for stream, task in self._acknowledging.items() if stream not in self._silent]
+        answers = await asyncio.gather(*awaited, return_exceptions=True)
+        if failed := next((answer for answer in answers if answer is not None), None):
             raise failed
+
+    async def _acknowledge_to(self, client: "Client", stream: str, flights: Sequence[Flight]) -> None:
+        """Raises what went wrong the first time; a stream that is silent again rests meanwhile."""
+        try:
+            for flight in flights[:-1]:
+                await client.publish(flight.reply, ACK)
+            await client.request(flights[-1].reply, ACK, timeout=ACK_S)
+        except Exception:
+            if stream not in self._silent:
+                self._silent.add(stream)
+                raise
+            await asyncio.sleep(REST_S)
+        else:
+            self._silent.discard(stream)
+            for flight in flights:
+                self._done(flight)
+        finally:
+            del self._acknowledging[stream]
 
     def _done(self, flight: Flight) -> None:
         self.kept.pop(flight.key, None)

@@ -11,7 +11,7 @@ from proxy.hit import Hit
 from proxy.spool.jetstream import streams
 from proxy.spool.jetstream.link import Link
 from proxy.spool.jetstream.names import HIT_ID, Names
-from proxy.spool.jetstream.publisher import UNANSWERED, Message, Publisher, lasting
+from proxy.spool.jetstream.publisher import UNANSWERED, Message, Publisher, Stored, lasting, nobody
 
 SHUNNED_S = 3.0
 """A site whose stream failed is not tried again for so long: else each of its beacons would wait for it."""
@@ -22,6 +22,11 @@ class _Shunned(NamedTuple):
     until: float
     generation: int
     """Of the link: another server may know better."""
+
+
+def _within(part: Sequence[int], stored: Stored) -> Stored:
+    """Told the numbers in that part of a batch, it tells those in the batch."""
+    return lambda numbers: stored([part[n] for n in numbers])
 
 
 class Shelf:
@@ -52,11 +57,16 @@ class Shelf:
             found.setdefault(hit.site if hit.site in strange else "", []).append(number)
         return list(found.values())
 
-    async def put(self, link: Link, batch: Sequence[Hit], ids: Sequence[str], patience_s: float) -> list[str]:
-        """For each hit why it is not known to be stored; "" if it is."""
+    async def put(
+        self, link: Link, batch: Sequence[Hit], ids: Sequence[str], patience_s: float, stored: Stored = nobody
+    ) -> list[str]:
+        """For each hit why it is not known to be stored; "" if it is. Those that are need not wait for the others: `stored`."""
         parts = self.parts(batch)
         done = await asyncio.gather(
-            *(self._put(link, [batch[n] for n in part], [ids[n] for n in part], patience_s) for part in parts)
+            *(
+                self._put(link, [batch[n] for n in part], [ids[n] for n in part], patience_s, _within(part, stored))
+                for part in parts
+            )
         )
         errors = [""] * len(batch)
         for part, found in zip(parts, done, strict=True):
@@ -64,7 +74,7 @@ class Shelf:
                 errors[number] = error
         return errors
 
-    async def _put(self, link: Link, batch: Sequence[Hit], ids: Sequence[str], patience_s: float) -> list[str]:
+    async def _put(self, link: Link, batch: Sequence[Hit], ids: Sequence[str], patience_s: float, stored: Stored) -> list[str]:
         """A part: of sites that are there, or of one that is not."""
         deadline = time.monotonic() + patience_s
         if batch[0].site not in self._made and (reason := await self._make(link, batch[0].site, patience_s)):
@@ -72,7 +82,7 @@ class Shelf:
         messages = [
             Message(self._names.hits(hit.site), hits.encode(hit), {HIT_ID: id}) for hit, id in zip(batch, ids, strict=True)
         ]
-        errors = await self._publisher.publish(link, messages, max(0.0, deadline - time.monotonic()))
+        errors = await self._publisher.publish(link, messages, max(0.0, deadline - time.monotonic()), stored)
         for site, error in {hit.site: error for hit, error in zip(batch, errors, strict=True) if error}.items():
             if not lasting(error):
                 self._shun(link, site, error)

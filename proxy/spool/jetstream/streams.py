@@ -1,5 +1,6 @@
 """The streams: made as they must be, or found as they must be. What differs is told, never changed: it may be meant."""
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from proxy.spool.jetstream import api
@@ -20,6 +21,8 @@ COUNTS_KEPT = 1000
 STATES_KEPT_S = 7 * 24 * 3600
 ACK_WAIT_S = 60
 """A hit of which nothing was heard for so long is given to another forwarder."""
+SILENT_S = 1.0
+"""A stream that says nothing of itself for so long has no leader, or one that hangs."""
 LEAST_VERSION = (2, 12)
 """The first with counters (ADR-49)."""
 
@@ -135,6 +138,21 @@ def _plain(field: str, value: object) -> str:
 
 async def used_bytes(client: "Client", names: Names) -> int:
     """Bytes of the pending hits and the dead letters, each counted once, however many replicas there are."""
-    found, _ = await api.ask_all(client, "STREAM.LIST", "streams", {"subject": names.all_hits})
+    found, _ = await all_of_hits(client, names)
     dead = await api.ask(client, f"STREAM.INFO.{names.dead}")
     return sum(stream["state"]["bytes"] for stream in [*found, dead])
+
+
+async def all_of_hits(client: "Client", names: Names) -> tuple[list[Any], list[str]]:
+    """What each site's stream says of itself, and the names of those that are silent. One request would do for all of them
+    (STREAM.LIST), but its answer takes 4 s when one is silent.
+    """
+    found = await api.ask_all(client, "STREAM.NAMES", "streams", {"subject": names.all_hits})
+    asked = (api.ask(client, f"STREAM.INFO.{name}", patience_s=SILENT_S) for name in found)
+    told = dict(zip(found, await asyncio.gather(*asked, return_exceptions=True), strict=True))
+    silent = [name for name, answer in told.items() if isinstance(answer, Exception) and not _gone(answer)]
+    return [answer for answer in told.values() if not isinstance(answer, BaseException)], silent
+
+
+def _gone(answer: Exception) -> bool:
+    return isinstance(answer, api.ApiError) and answer.number == api.STREAM_NOT_FOUND
