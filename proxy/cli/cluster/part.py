@@ -52,8 +52,12 @@ class Part:
             self.process.wait()
 
     def freeze(self) -> None:
-        """It answers nothing, and its connections stay: a machine that hangs."""
+        """It answers nothing, and its connections stay: a machine that hangs. Returns once it stands still, which takes its time
+        on a busy machine."""
         self._signal(signal.SIGSTOP)
+        if self.process is not None:
+            with contextlib.suppress(ChildProcessError):  # it is dead
+                os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)
 
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
