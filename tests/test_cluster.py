@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,10 @@ from conftest import clean_environment, listening, need, wait_for
 
 from proxy.cli.cluster import Missing, brokers, front
 from proxy.cli.cluster.brokers import Brokers
+from proxy.cli.cluster.front import Front
 from proxy.cli.cluster.hosts import CollectorHost
 from proxy.cli.cluster.part import Part
+from proxy.cli.cluster.table import Account
 from proxy.spool import fallback_pending, ledger_of
 from proxy.spool.port import SpoolConfig, SpoolError
 from tests.cluster.laboratory import Found, broken, laboratory
@@ -67,6 +70,49 @@ def test_the_demo_of_a_cluster_kills_a_part_and_loses_nothing(tmp_path: Path) ->
     assert "nothing is left running" in said
     assert list(tmp_path.iterdir()) == [out]
     assert [path for path in Path("/proc").glob("[0-9]*/cmdline") if _mentions(path, tmp_path)] == []
+
+
+@pytest.mark.parametrize("which", [[], ["--cluster"]])
+def test_a_demo_whose_port_is_taken_says_so_and_starts_nothing(which: list[str], tmp_path: Path) -> None:
+    """Else it would show another server's answers as its own."""
+    need("nginx", "nginx-light")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        command = [sys.executable, "-m", "proxy", "demo", *which, "--port", str(port)]
+        run = subprocess.run(command, env=clean_environment(TMPDIR=str(tmp_path)), capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert f"cannot listen on 127.0.0.1:{port}" in run.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nginx_is_not_taken_for_ready_where_another_answers_at_its_port(tmp_path: Path) -> None:
+    """Two demos that start at once draw the same port by lot, say. It tries for some seconds, and ends."""
+    need("nginx", "nginx-light")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        nginx = Front(tmp_path, other.getsockname()[1], [1, 2], shop=3)
+        try:
+            nginx.start()
+            wait_for(lambda: nginx.ready() or not nginx.alive, "nginx")
+            assert not nginx.ready()
+            assert "Address already in use" in nginx.log.read_text()
+        finally:
+            nginx.kill()
+
+
+@pytest.mark.parametrize(
+    ("account", "kept"),
+    [
+        (Account(sent=9, answered=9, missing=0), True),
+        (Account(sent=9, answered=8, missing=0), True),
+        (Account(sent=9, answered=0, missing=0), False),
+        (Account(sent=9, answered=9, missing=1), False),
+        (Account(missing=0), True),
+    ],
+)
+def test_the_demo_fails_if_beacons_are_missing_or_none_was_taken(account: Account, kept: bool) -> None:
+    """An account of nothing proves nothing; but somebody may end it at once."""
+    assert account.kept_promise is kept
+    assert (account.verdict() == "All that was answered 200 was counted.") is kept
 
 
 def _mentions(cmdline: Path, place: Path) -> bool:

@@ -143,7 +143,7 @@ class Demo:
             await asyncio.sleep(0.1)
         self.account.missing = missing
         await self._look_once()
-        self.tell("All that was answered 200 was counted." if not self.account.missing else "BEACONS ARE MISSING.")
+        self.tell(self.account.verdict())
 
     def _ingest(self) -> str:
         """What it says."""
@@ -154,9 +154,10 @@ class Demo:
 
 
 def run(port: int, seconds: float | None) -> int:
-    """Until Ctrl-C or SIGTERM, or for so long; the exit status. Raises Missing."""
+    """Until Ctrl-C or SIGTERM, or for so long; the exit status. Raises Missing, and SettingsError if the port is taken."""
     for program in (nginx, nats):  # before anything is started
         program()
+    bind("127.0.0.1", port).close()
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_demo(port, seconds))
 
@@ -176,7 +177,7 @@ async def _demo(port: int, seconds: float | None) -> int:
                 front = Front(place, front_port, [host.port for host in cluster.collectors], shop)
                 try:
                     front.start()
-                    await cluster.wait(lambda: ports.listening(front_port) or not front.alive, "nginx")
+                    await cluster.wait(lambda: front.ready() or not front.alive, "nginx")
                     if not front.alive:
                         console.print(f"nginx did not start: {front.log.read_text()}")
                         return 1
@@ -190,7 +191,7 @@ async def _demo(port: int, seconds: float | None) -> int:
                 finally:
                     front.kill()
     console.print("Ended; nothing is left running.")
-    return 1 if demo.account.missing else 0
+    return 0 if demo.account.kept_promise else 1
 
 
 async def _play(demo: Demo, load: Load, stopping: asyncio.Event, seconds: float | None) -> None:

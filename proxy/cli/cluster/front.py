@@ -49,6 +49,7 @@ class Front(Part):
     def __init__(self, place: Path, port: int, collectors: Sequence[int], shop: int) -> None:
         directory = place / "nginx"
         directory.mkdir()
+        self._pid = directory / "nginx.pid"
         self.kept = directory / "beacon-lost.jsonl"
         """What no collector took, for `ingest`."""
         servers = "".join(ONE_SERVER.replace("8000", str(collector)) for collector in collectors)
@@ -64,6 +65,10 @@ class Front(Part):
             [program(), "-p", str(directory), "-c", str(config), "-e", str(directory / "error.log")],
             directory / "said.log",
         )
+
+    def ready(self) -> bool:
+        """Whether the port is this nginx's, and not somebody else's who answers there: it writes its number once it listens."""
+        return self._pid.exists()
 
     def kept_lines(self) -> int:
         return self.kept.read_bytes().count(b"\n") if self.kept.exists() else 0

@@ -26,6 +26,17 @@ class Account:
     """None while some may still be on their way."""
     leader: str = ""
 
+    @property
+    def kept_promise(self) -> bool:
+        """Whether there was something to be counted, and nothing is missing."""
+        return not self.missing and (self.answered > 0 or self.sent == 0)
+
+    def verdict(self) -> str:
+        """In a line, at the end."""
+        if self.missing:
+            return "BEACONS ARE MISSING."
+        return "All that was answered 200 was counted." if self.kept_promise else "NOTHING WAS ANSWERED 200."
+
     def rows(self) -> list[tuple[str, int | str, str]]:
         """What, how many, and what that means."""
         return [
