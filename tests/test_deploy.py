@@ -240,6 +240,47 @@ def test_a_beacon_goes_through_the_nginx_of_compose(
     assert sandbox.wait(1)[0]["params"]["_ip"] == "127.0.0.1"
 
 
+MASKED = ("/etc/nginx", "/var/cache", "/var/log", "/run")
+"""Where nginx's container has something else than this machine."""
+
+
+def as_a_container(service: dict[str, Any], collectors: Path) -> str:
+    """Shell lines that make, in a mount namespace, what a container of that service sees there: all is read-only but what compose
+    makes writable. `collectors` is a file that knows their addresses."""
+    lines = [f"mount -t tmpfs none {place}" for place in MASKED]
+    for mount in service["volumes"]:
+        source, target = mount.split(":")[:2]
+        if source.startswith("."):
+            path = (DEPLOY / "compose" / source).resolve()
+            lines.append(f"{'mkdir' if path.is_dir() else 'touch'} {target}; mount --bind -o ro {path} {target}")
+        else:
+            lines.append(f"mkdir {target}; mount -t tmpfs none {target}")
+    for target in (place.replace("/var/run", "/run") for place in service["tmpfs"]):
+        assert target.startswith(MASKED)  # nothing is made on the machine itself
+        lines.append(f"mkdir -p {target}; mount -t tmpfs none {target}" if target != "/run" else ":")
+    lines.append("mount --bind /var/cache/nginx /var/lib/nginx")  # where the image's nginx has its temporary files, and Debian's
+    lines += [f"mount -o remount,ro {place}" for place in MASKED if place not in ("/run", *service["tmpfs"])]
+    return "\n".join([*lines, f"mount --bind {collectors} /etc/hosts", ""])
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "cluster.yaml"])
+def test_nginx_starts_where_compose_lets_it_write_and_nowhere_else(name: str, tmp_path: Path) -> None:
+    """Its root is read-only: a directory that its files name and compose does not make writable keeps it from starting."""
+    for program, package in (("nginx", "nginx-light"), ("unshare", "util-linux")):
+        need(program, package)
+    service = yaml.safe_load((DEPLOY / "compose" / name).read_text())["services"]["nginx"]
+    assert service["read_only"] is True
+    (tmp_path / "hosts").write_text("127.0.0.1 collector-1 collector-2\n")
+    [*_, command] = service.get("command", ["exec nginx -g 'daemon off;'"])
+    assert "exec nginx -g 'daemon off;'" in command
+    script = as_a_container(service, tmp_path / "hosts") + command.replace("nginx -g 'daemon off;'", "nginx -t -g 'user root;'")
+    # In namespaces of its own it may do all that (but there is one user), and the machine sees none of it.
+    run = subprocess.run(
+        ["unshare", "--mount", "--net", "--map-root-user", "/bin/sh", "-ec", script], capture_output=True, text=True, timeout=20
+    )
+    assert run.returncode == 0, run.stderr
+
+
 def manifests() -> list[dict[str, Any]]:
     return [found for path in sorted((DEPLOY / "kubernetes").glob("*.yaml")) for found in yaml.safe_load_all(path.read_text())]
 
