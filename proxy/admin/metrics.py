@@ -22,10 +22,14 @@ from proxy.admin.config import AdminConfig
 from proxy.admin.report import Report, UpstreamReport, read_report
 from proxy.outcome import Ending, Outcome
 from proxy.spool import fallback_pending, intake_stats, ledger_of, ledger_off, spool_bytes, unready
+from proxy.spool.jetstream.address import parse
 from proxy.spool.port import RECEIVED, REFUSED, TRIMMED, IntakeStats, Ledger, SpoolConfig, SpoolError
 
 AUDIT_EVERY_S, AUDIT_MOST = 60, 200_000
 """How often the spool's rows are counted, and how many at the most: counting touches each."""
+OWN = frozenset(f"beacon_proxy_{name}" for name in ("ready", "spool_readable", "fallback_pending", "lanes_set_aside", "build"))
+"""What each host says of itself. All else is the spool's: over NATS every host tells the same, and it bears the label `spool`, so
+that whoever adds up hosts counts it once."""
 STATES = ("closed", "open", "probing", "no_forwarder")
 
 
@@ -201,12 +205,17 @@ class _Told(Collector):
 
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
+        url = reading.config.spool.url
+        self._shared = {"spool": parse(url).stream} if url.startswith("nats:") else {}
 
     def describe(self) -> list[Metric]:
         return []
 
     def collect(self) -> Iterator[Metric]:
-        return families(self._reading)
+        for family in families(self._reading):
+            if self._shared and family.name not in OWN:
+                family.samples = [sample._replace(labels={**self._shared, **sample.labels}) for sample in family.samples]
+            yield family
 
 
 def exposition(reading: Reading) -> bytes:
