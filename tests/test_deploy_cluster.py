@@ -12,6 +12,7 @@ from conftest import free_port, need
 from nats_server import BINARY
 from test_deploy import DEFAULTS, DEPLOY, dockerfile
 
+from proxy.cli.check import describe
 from proxy.settings import Settings, load
 from proxy.spool.jetstream.address import Address, parse
 
@@ -156,3 +157,11 @@ def test_the_manifests_of_the_cluster_agree_with_each_other_and_with_the_setting
 def test_the_image_holds_what_the_brokers_need() -> None:
     """The client of the brokers is an extra of the package."""
     assert any("'.[nats]'" in rest for word, rest in dockerfile() if word == "RUN")
+
+
+@pytest.mark.parametrize(
+    ("spool", "warned"), [("nats://a", False), ("nats://a,b", True), ("nats://a,b,c", False), ("nats://a,b,c?replicas=1", True)]
+)
+def test_check_warns_where_one_of_several_brokers_keeps_all(spool: str, warned: bool) -> None:
+    """Whoever names several wants to survive the death of one. Three are three replicas unasked."""
+    assert ("WARNING: with replicas=1" in describe(Settings(spool=spool, forward=False))) is warned

@@ -11,6 +11,11 @@ from proxy.spool.jetstream import address as jetstream
 
 ELSEWHERE = "No forwarder runs beside the collectors: `forward`, or another machine's `serve` on the same spool, delivers."
 
+ALONE = (
+    "WARNING: with replicas=1 a single one of these servers keeps it: while that one is away it is not delivered, and with its disk "
+    "it is lost. replicas=3 needs three servers."
+)
+
 
 def describe(settings: Settings) -> str:
     """What the configuration will do; no key is shown.
@@ -99,9 +104,11 @@ def _durability(settings: Settings) -> str:
     if settings.spool.startswith("nats:"):
         spool = jetstream.parse(settings.spool)
         fallback = settings.spool_config().fallback.partition(":")[2]
+        alone = len(spool.servers) > 1 and spool.replicas == 1
         return (
             f"Each is answered once JetStream has acknowledged it, at {', '.join(spool.servers)} (streams {spool.stream}, "
             f"replicas: {spool.replicas}); how soon the servers sync it to disk is their setting sync_interval, not durability. "
+            + (f"{ALONE} " if alone else "")
             + (
                 f"One that they do not take within {WAIT_S:g} s waits on this host under {fallback} (durability: "
                 f"{settings.durability}), is answered all the same, and is moved to them when they are back."

@@ -13,7 +13,7 @@ from typing import Any
 from proxy.spool.jetstream.address import Address
 from proxy.spool.port import SpoolError
 
-INSTALL = "spool: a nats:// spool needs the package nats-py; install it with `pip install 'beacon-proxy[nats]'`"
+INSTALL = "spool: a nats:// spool needs the package nats-py; install it with `pip install 'nats-py[nkeys]'`"
 CREDENTIALS = re.compile(r"BEGIN NATS USER JWT-+\s+(\S+)\s.*BEGIN USER NKEY SEED-+\s+(\S+)\s", re.DOTALL)
 
 
