@@ -1,7 +1,10 @@
 """The files for many machines: deploy/compose/cluster.yaml and deploy/kubernetes/cluster, held against what reads them."""
 
 import re
+import shutil
 import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +13,13 @@ import pytest
 import yaml
 from conftest import free_port, need
 from nats_server import BINARY
-from test_deploy import DEFAULTS, DEPLOY, dockerfile
+from test_deploy import COMMAND, DEFAULTS, DEPLOY, ROOT, dockerfile
 
 from proxy.cli.check import describe
 from proxy.settings import Settings, load
 from proxy.spool.jetstream.address import Address, parse
 
+SYSTEMD = (ROOT / "docs/systemd.md").read_text()
 CLUSTER = DEPLOY / "kubernetes/cluster"
 
 
@@ -101,6 +105,53 @@ def test_nginx_takes_what_the_command_of_compose_makes_of_the_files(tmp_path: Pa
     command = [program, "-t", "-p", tmp_path, "-c", tmp_path / "nginx.conf", "-e", tmp_path / "start.log"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=20)
     assert run.returncode == 0, run.stderr
+
+
+UNITS = {"collector": "beacon-proxy.service", "forwarder": "beacon-proxy-forward.service"}
+
+
+@pytest.fixture(params=UNITS.items(), ids=UNITS)
+def host(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
+    """A kind of host, and its unit, with the drop-in where systemd looks for it."""
+    kind, name = request.param
+    for unit in (DEPLOY / "systemd").glob("beacon-proxy*.s*"):
+        (tmp_path / unit.name).write_text(unit.read_text().replace(COMMAND, f"{Path(sys.executable).parent}/"))
+    (tmp_path / f"{name}.d").mkdir()
+    shutil.copy(DEPLOY / f"systemd/cluster/{kind}.conf", tmp_path / f"{name}.d/cluster.conf")
+    return kind, tmp_path / name
+
+
+def test_systemd_finds_nothing_to_say_about_the_units_of_many_machines(host: tuple[str, Path]) -> None:
+    """Drop-ins are read with the unit; a misspelt directive would be without effect."""
+    _, unit = host
+    command = [need("systemd-analyze", "systemd"), "verify", unit.name]
+    run = subprocess.run(command, cwd=unit.parent, capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+def test_the_units_of_many_machines_leave_spool_and_key_to_whom_they_belong(host: tuple[str, Path], tmp_path: Path) -> None:
+    """What the unit for one machine sets would win over the file: the beacons would wait for a forwarder that is not there."""
+    kind, unit = host
+    said: dict[str, list[str]] = {}
+    for file in (unit, *Path(f"{unit}.d").iterdir()):
+        for name, value in re.findall(r"^(\w+)=(.*)", file.read_text(), re.MULTILINE):
+            said[name] = [*said.get(name, []), value] if value else []  # as systemd has it
+    credentials = dict(credential.split(":") for credential in said["LoadCredential"])
+    environment = dict(pair.split("=", 1) for pair in said["Environment"])
+    assert environment.pop("BEACON_PROXY_CONFIG") == "/etc/beacon-proxy/beacon-proxy.toml"
+    [written] = [
+        block for block in re.findall(r"(?:^    .+\n)+", SYSTEMD, re.MULTILINE) if f"/run/credentials/{unit.name}/" in block
+    ]
+    (tmp_path / "beacon-proxy.toml").write_text(textwrap.dedent(written))
+    settings = load(tmp_path / "beacon-proxy.toml", environment)
+    address = parse(settings.spool)
+    assert address.replicas == 3
+    assert address.token_file == f"/run/credentials/{unit.name}/nats_token"
+    assert settings.forward is (kind == "forwarder")
+    assert settings.fallback == ("sqlite:/var/lib/beacon-proxy/fallback" if kind == "collector" else "")
+    assert set(credentials) == ({"nats_token"} if kind == "collector" else {"nats_token", "api_key"})
+    assert (str(settings.api_key_file) == "%d/api_key") is (kind == "forwarder")
+    assert (said["DynamicUser"][-1], said["User"][-1]) == ("yes", "beacon-proxy")
 
 
 def manifests() -> list[dict[str, Any]]:
