@@ -13,7 +13,8 @@ import pytest
 import yaml
 from conftest import free_port, need
 from nats_server import BINARY
-from test_deploy import COMMAND, DEFAULTS, DEPLOY, ROOT, dockerfile
+from test_deploy import COMMAND, DEFAULTS, DEPLOY, ROOT, dockerfile, made
+from test_deploy import manifests as single
 
 from proxy.cli.check import describe
 from proxy.settings import Settings, load
@@ -155,8 +156,8 @@ def test_the_units_of_many_machines_leave_spool_and_key_to_whom_they_belong(host
 
 
 def manifests() -> list[dict[str, Any]]:
-    paths = [path for path in sorted(CLUSTER.glob("*.yaml")) if path.name != "nats-values.yaml"]
-    return [found for path in paths for found in yaml.safe_load_all(path.read_text())]
+    """What `kubectl apply -f deploy/kubernetes/cluster/` takes: each file of the directory, and none below it."""
+    return [found for path in sorted(CLUSTER.glob("*.yaml")) for found in yaml.safe_load_all(path.read_text())]
 
 
 def of_kind(kind: str) -> list[dict[str, Any]]:
@@ -169,24 +170,29 @@ def test_a_manifest_of_the_cluster_is_what_kubernetes_understands(manifest: dict
     kubernetes_validate.validate(manifest, "1.30", strict=True)
 
 
-def test_the_manifests_of_the_cluster_agree_with_each_other_and_with_the_settings() -> None:
+def test_the_manifests_of_the_cluster_agree_with_each_other_and_with_the_settings(tmp_path: Path) -> None:
     """Names in one file mean something in another; no schema sees that."""
     [collectors], [forwarders] = of_kind("StatefulSet"), of_kind("Deployment")
-    values = yaml.safe_load((CLUSTER / "nats-values.yaml").read_text())
+    file = made(tmp_path)
+    values = yaml.safe_load((CLUSTER / "nats/values.yaml").read_text())
     for workload in (collectors, forwarders):
         labels = workload["spec"]["template"]["metadata"]["labels"]
         pod = workload["spec"]["template"]["spec"]
         [container] = pod["containers"]
-        settings = settings_of({variable["name"]: variable["value"] for variable in container["env"]})
+        environment = {variable["name"]: variable["value"] for variable in container["env"]}
+        config = Path(environment.pop("BEACON_PROXY_CONFIG"))
+        settings = load(file, environment)
         address = parse(settings.spool)
         assert servers(address) == [f"nats-{n}.nats-headless" for n in range(values["config"]["cluster"]["replicas"])]
         secret = values["container"]["env"]["NATS_TOKEN"]["valueFrom"]["secretKeyRef"]
         mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
         assert address.token_file == f"{mounts['nats-token']}/{secret['key']}"
-        secrets = {volume["name"]: volume["secret"]["secretName"] for volume in pod["volumes"]}
+        assert mounts["settings"] == str(config.parent)
+        assert {"name": "settings", "configMap": {"name": "beacon-proxy"}} in pod["volumes"]
+        secrets = {volume["name"]: volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume}
         assert secrets["nats-token"] == secret["name"]
         component = {
-            "app.kubernetes.io/name": "beacon-proxy",
+            "app.kubernetes.io/name": "beacon-cluster",
             "app.kubernetes.io/component": labels["app.kubernetes.io/component"],
         }
         name = workload["metadata"]["name"]
@@ -198,11 +204,57 @@ def test_the_manifests_of_the_cluster_agree_with_each_other_and_with_the_setting
         assert dict(dockerfile())["USER"] == f"{user['runAsUser']}:{user['runAsGroup']}"
         assert pod["terminationGracePeriodSeconds"] > settings.shutdown_grace + ("preStop" in str(container)) * 5
         assert ("api-key" in secrets) == (workload is forwarders)
+        assert settings.fallback == ("sqlite:/spool/fallback" if workload is collectors else "")
     assert settings.api_key_file is not None
     assert forwarders["spec"]["template"]["spec"]["containers"][0]["args"] == ["forward"]
     services = {service["metadata"]["name"]: service for service in of_kind("Service")}
     assert collectors["spec"]["serviceName"] in services
     assert [port["targetPort"] for port in services["beacon-collector"]["spec"]["ports"]] == ["http"]
+
+
+def test_the_cluster_and_the_single_installation_leave_each_other_s_pods_alone() -> None:
+    """They may stand side by side, when one moves to many. A pod of two disruption budgets can't be evicted, and what a Service
+    or a policy selects too much of gets beacons, or is shut off."""
+
+    def pods(found: list[dict[str, Any]]) -> list[dict[str, str]]:
+        return [one["spec"]["template"]["metadata"]["labels"] for one in found if one["kind"] in ("StatefulSet", "Deployment")]
+
+    def selectors(found: list[dict[str, Any]]) -> list[dict[str, str]]:
+        """None is of a ServiceMonitor, which selects Services."""
+        specs = [one["spec"] for one in found if one["kind"] != "ServiceMonitor"]
+        chosen = [spec.get("podSelector", spec.get("selector")) for spec in specs]
+        return [one.get("matchLabels", one) for one in chosen]
+
+    for one, other in ((manifests(), single()), (single(), manifests())):
+        assert len(selectors(one)) > 3
+        assert [selector for selector in selectors(one) for labels in pods(other) if selector.items() <= labels.items()] == []
+
+
+def test_one_service_monitor_finds_both() -> None:
+    """By the labels of the Services that hold the admin port; the job is the one that the alerts look for."""
+    [monitor] = [found for found in single() if found["kind"] == "ServiceMonitor"]
+    wanted = monitor["spec"]["selector"]["matchLabels"].items()
+    services = [found for found in single() + manifests() if found["kind"] == "Service"]
+    seen = {found["metadata"]["name"] for found in services if wanted <= found["metadata"]["labels"].items()}
+    assert seen == {"beacon-proxy-headless", "beacon-collector-headless"}
+
+
+def test_the_brokers_have_room_for_more_than_the_collectors_store() -> None:
+    """A store that is full takes no word of what was delivered either; and a volume that is full stops the broker."""
+
+    def in_bytes(size: str) -> float:
+        number, unit = re.fullmatch(r"(\d+)(Gi|GiB|GB)", size).groups()  # type: ignore[union-attr]
+        return int(number) * (1000**3 if unit == "GB" else 1024**3)
+
+    [collectors] = of_kind("StatefulSet")
+    environment = {
+        variable["name"]: variable["value"] for variable in collectors["spec"]["template"]["spec"]["containers"][0]["env"]
+    }
+    store = yaml.safe_load((CLUSTER / "nats/values.yaml").read_text())["config"]["jetstream"]["fileStore"]
+    assert in_bytes(store["pvc"]["size"]) >= 1.25 * in_bytes(store["maxSize"])
+    assert in_bytes(store["maxSize"]) >= 1.25 * in_bytes(environment["BEACON_PROXY_MAX_BYTES"])
+    [most] = re.findall(r"max_file_store: (\w+)", (DEPLOY / "compose/nats.conf").read_text())
+    assert in_bytes(most) >= 1.25 * DEFAULTS.max_bytes
 
 
 def test_the_image_holds_what_the_brokers_need() -> None:

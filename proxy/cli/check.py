@@ -12,8 +12,8 @@ from proxy.spool.jetstream import address as jetstream
 ELSEWHERE = "No forwarder runs beside the collectors: `forward`, or another machine's `serve` on the same spool, delivers."
 
 ALONE = (
-    "WARNING: with replicas=1 a single one of these servers keeps it: while that one is away it is not delivered, and with its disk "
-    "it is lost. replicas=3 needs three servers."
+    "WARNING: with replicas=1 a single one of these servers keeps it: while that one is away it is not delivered, and with that "
+    "one's disk it is lost. replicas=3 needs three servers."
 )
 
 
