@@ -237,6 +237,18 @@ def test_a_forwarder_alone_is_ready_also_while_it_stands_by(start: Start, sandbo
     assert second.words() == ["READY=1", "STOPPING=1"]
 
 
+def test_a_forwarder_alone_that_hangs_ends_and_says_where(start: Start) -> None:
+    """Not every manager has a watchdog: Kubernetes and Docker start anew what has ended."""
+    hangs = (
+        "import asyncio, time; from proxy.cli import forward; from proxy.cli.main import main\n"
+        "async def hang(config, until): await asyncio.sleep(0); time.sleep(600)\n"
+        "forward.HANG_S, forward.run_forwarder = 0.5, hang; main()"
+    )
+    manager = start(sys.executable, "-c", hangs, "forward")
+    assert manager.process.wait(DEADLINE_S) == 1
+    assert "in hang" in manager.log.read_text()
+
+
 def test_no_child_inherits_what_the_manager_said(start: Start) -> None:
     """A child that spoke to the manager, or took a socket for its own, would break both."""
     manager = start(WATCHDOG_USEC="60000000")
