@@ -147,7 +147,7 @@ class Demo:
 
     def _ingest(self) -> str:
         """What it says."""
-        environ = environment(spool=self._cluster.brokers.spool, prefix=PREFIX)
+        environ = environment(spool=self._cluster.brokers.spool, fallback="", prefix=PREFIX)
         command = [sys.executable, "-m", "proxy", "ingest", str(self._front.kept)]
         done = subprocess.run(command, env=environ, check=False, capture_output=True, text=True, timeout=60)
         return " ".join(f"{done.stdout} {done.stderr}".split())
