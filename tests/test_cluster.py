@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import os
 import signal
 import socket
@@ -12,13 +13,14 @@ from pathlib import Path
 import httpx
 import pytest
 from conftest import clean_environment, listening, need, wait_for
+from rich.console import Console
 
 from proxy.cli.cluster import Missing, brokers, front
 from proxy.cli.cluster.brokers import Brokers
 from proxy.cli.cluster.front import Front
 from proxy.cli.cluster.hosts import CollectorHost
 from proxy.cli.cluster.part import Part
-from proxy.cli.cluster.table import Account
+from proxy.cli.cluster.table import Account, Scene
 from proxy.spool import fallback_pending, ledger_of
 from proxy.spool.port import SpoolConfig, SpoolError
 from tests.cluster.laboratory import Found, broken, laboratory
@@ -113,6 +115,21 @@ def test_the_demo_fails_if_beacons_are_missing_or_none_was_taken(account: Accoun
     """An account of nothing proves nothing; but somebody may end it at once."""
     assert account.kept_promise is kept
     assert (account.verdict() == "All that was answered 200 was counted.") is kept
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_demo_s_account_is_seen_whole_on_a_small_screen(width: int, tmp_path: Path) -> None:
+    """24 lines, and more has happened than there is room for: the latest of it stays, and every row of the account."""
+    parts = [Part(name, [], tmp_path) for name in ("broker-1", "broker-2", "broker-3", "collector-1", "collector-2", "nginx")]
+    events = [f"{n:6.1f} s  kill -9 forwarder-1: the other one goes on, and this line is longer than that" for n in range(60)]
+    console = Console(width=width, height=24, file=io.StringIO())
+    console.print(Scene(events, parts, Account(sent=1_000_000, copies=1_000_000, leader="broker-2")))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert len(lines) < 24
+    assert [what for what, _, _ in Account().rows() if not any(line.startswith(f" {what}") for line in lines)] == []
+    assert lines[0].startswith("  5")
+    assert "broker-2*" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in "".join(lines[-8:-1])
 
 
 def _mentions(cmdline: Path, place: Path) -> bool:

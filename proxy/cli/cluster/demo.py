@@ -11,9 +11,8 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
-from rich.text import Text
 from starlette.applications import Starlette
 
 from proxy.cli.child import loop_factory
@@ -26,7 +25,7 @@ from proxy.cli.cluster.front import program as nginx
 from proxy.cli.cluster.hosts import environment
 from proxy.cli.cluster.load import NUMBER, Load
 from proxy.cli.cluster.part import Part
-from proxy.cli.cluster.table import Account, parts_line
+from proxy.cli.cluster.table import Account, Scene
 from proxy.cli.shop import SCRIPT, routes_behind
 from proxy.cli.supervisor import bind
 from proxy.collector.server import make_server
@@ -39,8 +38,8 @@ AWAY_S, REST_S = 3.0, 4.0
 """How long a part stays away, and how long there is calm after that."""
 DRAIN_S = 75.0
 """What a killed forwarder had in hand is given to another after a minute."""
-LINES = 12
-"""The latest events that are shown."""
+LINES = 50
+"""The latest events that are remembered."""
 
 
 class Vendor(Sandbox):
@@ -82,8 +81,7 @@ class Demo:
 
     def _draw(self) -> None:
         if self._live is not None:
-            parts = parts_line([*self._cluster.parts, self._front], self.account.leader)
-            self._live.update(Group(Text("\n".join(self._events)), "", parts, "", self.account.table()), refresh=True)
+            self._live.update(Scene(self._events, [*self._cluster.parts, self._front], self.account), refresh=True)
 
     async def look(self) -> None:
         """Keep the account, until cancelled."""
@@ -109,9 +107,9 @@ class Demo:
         for turn in itertools.count():
             collector, forwarder = cluster.collectors[turn % 2], cluster.forwarders[turn % 2]
             await self._kill(collector, "the other one takes all beacons")
-            await self._kill(forwarder, "the other one goes on; what this one had in hand is given to it after a minute")
+            await self._kill(forwarder, "the other one has what it held after a minute")
             leader = await cluster.brokers.leader() or cluster.brokers.all[0]
-            await self._kill(leader, "it leads the stream of beacons: the other two elect a leader, which takes some seconds")
+            await self._kill(leader, "it led: the others elect a leader in some seconds")
             await cluster.wait(cluster.brokers.healthy, "the brokers")
 
     async def _kill(self, part: Part, what_now: str) -> None:
