@@ -275,9 +275,10 @@ def test_nginx_starts_where_compose_lets_it_write_and_nowhere_else(name: str, tm
     assert "exec nginx -g 'daemon off;'" in command
     script = as_a_container(service, tmp_path / "hosts") + command.replace("nginx -g 'daemon off;'", "nginx -t -g 'user root;'")
     # In namespaces of its own it may do all that (but there is one user), and the machine sees none of it.
-    run = subprocess.run(
-        ["unshare", "--mount", "--net", "--map-root-user", "/bin/sh", "-ec", script], capture_output=True, text=True, timeout=20
-    )
+    apart = ["unshare", "--mount", "--net", "--map-root-user", "/bin/sh", "-ec"]
+    if subprocess.run([*apart, "mount -t tmpfs none /run"], capture_output=True, timeout=20).returncode:
+        pytest.skip("this machine lets nobody have namespaces")
+    run = subprocess.run([*apart, script], capture_output=True, text=True, timeout=20)
     assert run.returncode == 0, run.stderr
 
 
