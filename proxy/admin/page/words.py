@@ -62,15 +62,19 @@ def now(reading: Reading, now_ms: int, *, values: bool = False) -> dict[str, Any
     }
 
 
+def away(failure: str, unready: str) -> dict[str, Any]:
+    """What can be said while the spool's servers cannot be read: no figures, since old ones would pass for those of now."""
+    words = Verdict("warn", "The spool's servers cannot be read", f"Beacons are taken meanwhile. {_sentence(failure)}")
+    return {"version": __version__, "verdict": _not_taking(unready) if unready else words, "unready": unready}
+
+
 def verdict(reading: Reading, found: dict[str, Any], now_ms: int) -> Verdict:
     """The worst that is so just now; `found` is the summary."""
     pending = f"{found['pending']:,} beacons wait" if found["pending"] != 1 else "1 beacon waits"
     if now_ms - reading.at_ms > STUCK_MS:
         return Verdict("bad", "The disk does not answer", "What you see below is old. Beacons are answered 503 while this lasts.")
     if reading.unready:
-        return Verdict(
-            "bad", "Not taking beacons", f"{_sentence(reading.unready)} New beacons are answered 503; what is stored is safe."
-        )
+        return _not_taking(reading.unready)
     if reading.off:
         detail = (
             "Its own counts and the beacons it holds do not agree. Please report this; docs/reliability.md says what to keep."
@@ -109,6 +113,10 @@ def verdict(reading: Reading, found: dict[str, Any], now_ms: int) -> Verdict:
     if not found["received"]:
         return Verdict("ok", "Ready for the first beacon", "Everything runs; nothing has come yet.")
     return Verdict("ok", "Every beacon is kept and delivered", "Ready, and all that was received is accounted for.")
+
+
+def _not_taking(unready: str) -> Verdict:
+    return Verdict("bad", "Not taking beacons", f"{_sentence(unready)} New beacons are answered 503; what is stored is safe.")
 
 
 def _upstream(url: str, of: UpstreamReport, found: dict[str, Any], reading: Reading, now_ms: int) -> dict[str, Any]:
