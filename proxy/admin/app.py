@@ -14,7 +14,7 @@ from proxy.admin.config import AdminConfig
 from proxy.admin.page.look import Look
 from proxy.admin.summary import read
 from proxy.spool import fallback_pending, unready
-from proxy.spool.port import SpoolError
+from proxy.spool.port import SpoolError, beacons_wait
 
 PATIENCE_S = 2.0
 """A disk that takes longer to answer is not ready."""
@@ -38,7 +38,7 @@ def make_app(config: AdminConfig, look: Look) -> Starlette:
         waits = 0
         with contextlib.suppress(SpoolError, OSError, sqlite3.Error):  # lanes that cannot be read: nothing is said of them
             waits = await asyncio.to_thread(fallback_pending, config.spool)
-        return PlainTextResponse(f"ready; {waits:,} beacons wait in {config.spool.fallback}\n" if waits else "ready\n")
+        return PlainTextResponse(f"ready; {beacons_wait(waits)} in {config.spool.fallback}\n" if waits else "ready\n")
 
     async def status(request: Request) -> Response:
         """A browser gets the page, a script the numbers."""

@@ -80,6 +80,11 @@ class Ledger(msgspec.Struct):
         return {outcome: n for outcome, n in totals.items() if n}
 
 
+def beacons_wait(n: int) -> str:
+    """So many, for the operator."""
+    return f"{n:,} beacons wait" if n != 1 else "1 beacon waits"
+
+
 class IntakeStats(msgspec.Struct):
     """How the commits of one or more collectors went."""
 

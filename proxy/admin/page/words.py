@@ -14,7 +14,7 @@ from proxy.admin.report import StatsReport, UpstreamReport
 from proxy.admin.summary import in_words, summary
 from proxy.histogram import Histogram
 from proxy.outcome import Outcome
-from proxy.spool.port import Tapped
+from proxy.spool.port import Tapped, beacons_wait
 
 STUCK_MS = 10_000
 """A reading that is older means that the disk does not answer."""
@@ -70,7 +70,7 @@ def away(failure: str, unready: str) -> dict[str, Any]:
 
 def verdict(reading: Reading, found: dict[str, Any], now_ms: int) -> Verdict:
     """The worst that is so just now; `found` is the summary."""
-    pending = f"{found['pending']:,} beacons wait" if found["pending"] != 1 else "1 beacon waits"
+    pending = beacons_wait(found["pending"])
     if now_ms - reading.at_ms > STUCK_MS:
         return Verdict("bad", "The disk does not answer", "What you see below is old. Beacons are answered 503 while this lasts.")
     if reading.unready:
@@ -93,7 +93,7 @@ def verdict(reading: Reading, found: dict[str, Any], now_ms: int) -> Verdict:
         detail = (
             "The spool's servers do not take all beacons, or did not until now. What waits here is moved over as they take it."
         )
-        return Verdict("warn", f"{reading.ledger.fallback:,} beacons wait on this host", detail)
+        return Verdict("warn", f"{beacons_wait(reading.ledger.fallback)} on this host", detail)
     if not reading.told.is_running():
         return Verdict("warn", "No forwarder is running", f"{pending} safely on disk, and will be delivered by the next one.")
     if closed := [url for url, of in found["upstreams"].items() if of["state"] != "closed"]:

@@ -40,7 +40,7 @@ def look(installation: Installation) -> Iterator[Finding]:
 def is_ours(path: str, status: int, body: bytes) -> bool:
     """Whether the answer is the admin listener's."""
     if path == "/readyz":
-        return (status == 200 and body == b"ready\n") or (status == 503 and body.startswith(READY[1:]))
+        return (status == 200 and body.startswith((b"ready\n", b"ready; "))) or (status == 503 and body.startswith(READY[1:]))
     return status == 200 and (body == SIGNS[path] if path == "/healthz" else SIGNS[path] in body)
 
 
