@@ -91,7 +91,8 @@ def families(reading: Reading) -> Iterator[Metric]:
     yield GaugeMetricFamily("beacon_proxy_spool_max_bytes", "Setting max_bytes.", value=reading.config.spool.max_bytes)
     yield GaugeMetricFamily(
         "beacon_proxy_fallback_pending",
-        "Beacons that wait on this host, since the spool's servers do not take them or did not; part of beacon_proxy_pending.",
+        "Beacons that wait on this host, since the spool's servers do not take them or did not. In beacon_proxy_pending too, but "
+        "for those that the servers may have as well: these are in no other count.",
         value=reading.fallback,
     )
     yield InfoMetricFamily("beacon_proxy_build", "The version.", value={"version": __version__})

@@ -42,6 +42,7 @@ def summary(ledger: Ledger, told: Report) -> dict[str, Any]:
         "refused": ledger.total(REFUSED),
         "trimmed": ledger.total(TRIMMED),
         "fallback": ledger.fallback,
+        "doubtful": ledger.doubtful,
         "set_aside": list(ledger.unread),
         "silent_sites": list(ledger.silent),
         "forwarders": told.forwarders,
@@ -86,6 +87,8 @@ def render(found: dict[str, Any]) -> str:
     ]
     if found["fallback"]:
         lines.append(f"fallback   {found['fallback']:>12,}   on this host, to be moved to the spool's servers")
+    if found["doubtful"]:
+        lines.append(f"doubtful   {found['doubtful']:>12,}   of these: the servers may have them, so no other line counts them")
     lines += [f"set aside  {name}: corrupt, not in the sums; see docs/reliability.md" for name in found["set_aside"]]
     lines += [
         f"no answer  site {site}: its stream does not answer; its figures are the last that were read, or missing"

@@ -64,6 +64,8 @@ class Ledger(msgspec.Struct):
     """Hits that wait in this host's fallback, and are to be moved into the spool."""
     silent: tuple[str, ...] = ()
     """Sites whose stream does not answer: what this reader read of them last, or nothing if it never did."""
+    doubtful: int = 0
+    """Hits of the fallback that the spool may have as well: they are in `fallback` and in no count."""
 
     def total(self, name: str) -> int:
         """The count of that name over all sites."""

@@ -93,6 +93,8 @@ def verdict(reading: Reading, found: dict[str, Any], now_ms: int) -> Verdict:
         detail = (
             "The spool's servers do not take all beacons, or did not until now. What waits here is moved over as they take it."
         )
+        if found["doubtful"]:
+            detail += f" The servers may have {found['doubtful']:,} of them already, so these are in no other figure."
         return Verdict("warn", f"{beacons_wait(reading.ledger.fallback)} on this host", detail)
     if not reading.told.is_running():
         return Verdict("warn", "No forwarder is running", f"{pending} safely on disk, and will be delivered by the next one.")
