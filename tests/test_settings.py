@@ -9,6 +9,7 @@ from conftest import clean_environment
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.cli.check import describe
 from proxy.settings import Settings, SettingsError, load
 from proxy.spool.jetstream.address import Address, parse
 
@@ -100,6 +101,11 @@ def test_the_spools_url_names_servers_and_streams() -> None:
     assert found == Address(("nats://a:4222", "nats://b:4333", "nats://[::1]:4222"), "x", 3, credentials="/c", tls=True, ca="/d")
     assert parse("nats://a,b").replicas == 1
     assert parse("nats://a,b,c?replicas=1").replicas == 1
+    shop = {"BEACON_PROXY_SITES__SHOP__HOSTS": "shop.example", "BEACON_PROXY_SITES__SHOP__API_KEY": "k"}
+    said = describe(load(None, {**shop, "BEACON_PROXY_SPOOL": "nats://a,b,c?stream=x"}))
+    assert "(streams x_…, replicas: 3)" in said
+    assert "become dead letters here (unknown_site)" in said
+    assert "unknown_site" not in describe(load(None, shop))
 
 
 def test_a_misspelt_setting_is_an_error_with_a_suggestion(tmp_path: Path) -> None:

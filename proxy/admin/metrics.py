@@ -176,7 +176,7 @@ def _upstreams(told: Report) -> Iterator[Metric]:
     in_flight = GaugeMetricFamily("beacon_proxy_upstream_in_flight", "Requests in flight.", labels=["upstream"])
     for upstream, of in sorted(told.upstreams.items()):
         for name in STATES:
-            state.add_metric([upstream, name], name == (of.state if running else "no_forwarder"))
+            state.add_metric([upstream, name], name == (of.state if running and of.state else "no_forwarder"))
         limit.add_metric([upstream], of.limit)
         in_flight.add_metric([upstream], of.in_flight if running else 0)
     yield from (state, limit, in_flight)

@@ -10,6 +10,8 @@ from proxy.spool.port import RECEIVED, REFUSED, TRIMMED, Ledger, SpoolConfig
 
 STATES = {"closed": "takes beacons", "open": "takes nothing", "probing": "takes nothing, being probed"}
 """The breaker's states (a closed circuit is one that works) in plain words."""
+NOBODY = "no forwarder"
+"""The state of an upstream that none delivers to."""
 
 
 def in_words(told: dict[str, Any]) -> str:
@@ -58,7 +60,7 @@ def _upstreams(ledger: Ledger, told: Report) -> dict[str, dict[str, Any]]:
         pending = sum(ledger.pending_of(site) for site in of.sites)
         rate = of.per_second if running else 0.0
         found[upstream] = {
-            "state": of.state if running else "no forwarder",
+            "state": of.state if running and of.state else NOBODY,
             "forwarders": of.forwarders if running else 0,
             "working": of.working if running else 0,
             "limit": of.limit,

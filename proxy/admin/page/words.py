@@ -11,7 +11,7 @@ import msgspec
 from proxy import __version__
 from proxy.admin.page.look import Letter, Reading
 from proxy.admin.report import StatsReport, UpstreamReport
-from proxy.admin.summary import in_words, summary
+from proxy.admin.summary import NOBODY, in_words, summary
 from proxy.histogram import Histogram
 from proxy.outcome import Outcome
 from proxy.spool.port import Tapped, beacons_wait
@@ -98,7 +98,8 @@ def verdict(reading: Reading, found: dict[str, Any], now_ms: int) -> Verdict:
         return Verdict("warn", f"{beacons_wait(reading.ledger.fallback)} on this host", detail)
     if not reading.told.is_running():
         return Verdict("warn", "No forwarder is running", f"{pending} safely on disk, and will be delivered by the next one.")
-    if closed := [url for url, of in found["upstreams"].items() if of["state"] != "closed"]:
+    left = [url for url, of in found["upstreams"].items() if of["state"] == NOBODY and not of["pending"]]  # by earlier settings
+    if closed := [url for url, of in found["upstreams"].items() if of["state"] != "closed" and url not in left]:
         failure = _failure(reading.told.upstreams[closed[0]].last_failure).partition(" (")[0]
         return Verdict(
             "warn",
