@@ -341,7 +341,7 @@ def wrong_in(found: dict[tuple[str, Result], str]) -> dict[str, str]:
 
 
 def test_of_many_machines_each_can_be_found_well_and_what_is_not_is_named(
-    serve: Serve, sandbox: SandboxProcess, tmp_path: Path
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A collector needs neither key nor vendor, `forward` has no admin listener; both need servers, streams and a fallback."""
     server = NatsServer(tmp_path / "nats")
@@ -368,6 +368,12 @@ def test_of_many_machines_each_can_be_found_well_and_what_is_not_is_named(
 
         two = {**collector.environment, "BEACON_PROXY_SPOOL": url.replace("?", ",127.0.0.1:9?")}
         assert "127.0.0.1:9: Connection refused" in examined(two)["spool", Result.WARNING]
+        with monkeypatch.context() as hasty:
+            hasty.setattr("proxy.cli.doctor.servers.PATIENCE_S", 0.0)
+            silent = examined(collector.environment)
+        assert "nobody answers for the streams" in wrong_in(silent)["spool"]
+        assert "nothing waits in" in silent["spool", Result.OK]
+        assert "nobody answers for the streams" in silent["ledger", Result.SKIPPED]
         right = server.api("STREAM.INFO.many_dead")["config"]
         server.api("STREAM.UPDATE.many_dead", {**right, "duplicate_window": right["duplicate_window"] // 2})
         server.api("STREAM.DELETE.many_ledger")

@@ -46,8 +46,14 @@ def look(installation: Installation) -> Iterator[Finding]:
             return
         yield ok(f"{len(answering)} of {len(troubles)} servers answer and let us in")
         client = answering[0].client()
-        if client is not None:
+        if client is None:
+            return
+        try:
             yield from answering[0].ask(_streams(client, Names(address.stream), address.replicas), PATIENCE_S)
+        except SpoolError as error:
+            installation.away = "nobody answers for the streams, see there"
+            said = str(error).removeprefix("spool: ")
+            yield wrong(f"nobody answers for the streams ({said}): a majority of the servers must be there", REPORT)
 
 
 async def _nothing(client: "Client") -> None:
