@@ -17,7 +17,7 @@ from proxy.outcome import Outcome
 from proxy.spool.port import Tapped, beacons_wait
 
 STUCK_MS = 10_000
-"""A reading that is older means that the disk does not answer."""
+"""A reading that is older means that the disk, or a server, does not answer."""
 MOST_PROPERTIES = 24
 """Shown of one beacon; how many more there are is told."""
 ENDINGS = {outcome.value: outcome.ending.value for outcome in Outcome}
@@ -72,7 +72,9 @@ def verdict(reading: Reading, found: dict[str, Any], now_ms: int) -> Verdict:
     """The worst that is so just now; `found` is the summary."""
     pending = beacons_wait(found["pending"])
     if now_ms - reading.at_ms > STUCK_MS:
-        return Verdict("bad", "The disk does not answer", "What you see below is old. Beacons are answered 503 while this lasts.")
+        return Verdict(
+            "bad", "The spool does not answer", "What you see below is old. Beacons are answered 503 while this lasts."
+        )
     if reading.unready:
         return _not_taking(reading.unready)
     if reading.off:
