@@ -17,17 +17,20 @@ from typing import Any
 import httpx
 import pytest
 from conftest import API_KEY, ProxyProcess, SandboxProcess, clean_environment, free_port, listening, need, wait_for
+from nats_server import NatsServer
 
-from proxy.cli.doctor import Check, clock, disk, forwarded, hosts, public, script, within
+from proxy.cli.doctor import CHECKS, Check, clock, disk, forwarded, hosts, public, script, within
 from proxy.cli.doctor import run as doctor
 from proxy.cli.doctor import spool as spool_check
 from proxy.cli.doctor.cookies import attributes, none_given
 from proxy.cli.doctor.exposure import is_ours
 from proxy.cli.doctor.finding import Finding, Result, ok
 from proxy.cli.doctor.installation import Asked, Installation
+from proxy.cli.options import Runs
 from proxy.collector.pixel import GIF
 from proxy.script import Script
 from proxy.settings import Settings, SettingsError
+from proxy.settings import load as settings_of
 
 Serve = Callable[..., ProxyProcess]
 TOKEN = "tell-me-9"
@@ -322,6 +325,72 @@ def test_inside_a_spool_that_is_open_an_upstream_that_is_away_and_a_corrupt_lane
         assert "--url" in report.of(check)[0].found
 
 
+def examined(environment: dict[str, str], runs: Runs = Runs.SERVE) -> dict[tuple[str, Result], str]:
+    """What doctor finds from inside, read in this process: what it costs is not told twice."""
+    patient = Installation(settings_of(None, environment), runs=runs)
+    found: dict[tuple[str, Result], str] = {}
+    for check in CHECKS:
+        for one in within(check, patient):
+            assert one.mend or one.result in (Result.OK, Result.SKIPPED), one
+            found[check.name, one.result] = "\n".join((found.get((check.name, one.result), ""), one.found, one.mend))
+    return found
+
+
+def wrong_in(found: dict[tuple[str, Result], str]) -> dict[str, str]:
+    return {check: said for (check, result), said in found.items() if result is Result.WRONG}
+
+
+def test_of_many_machines_each_can_be_found_well_and_what_is_not_is_named(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A collector needs neither key nor vendor, `forward` has no admin listener; both need servers, streams and a fallback."""
+    server = NatsServer(tmp_path / "nats")
+    try:
+        url = server.spool("many").url
+        forwarder = serve(spool=tmp_path / "other", command="forward", SPOOL=url)
+        collector = serve(
+            upstream="http://127.0.0.1:9", SPOOL=url, FORWARD="false", API_KEY=None, admin_port=(admin := str(free_port()))
+        )
+        wait_for(lambda: listening(int(admin)) and collector.status()["forwarders"], "all to be at work")
+
+        well = examined(collector.environment)
+        assert wrong_in(well) == {}
+        assert "no key is needed on this host" in well["settings", Result.OK]
+        assert "it need not reach the vendor" in well["upstream", Result.SKIPPED]
+        for said in ("1 of 1 servers answer", "3 streams are as they should be, replicas: 1", "nothing waits in"):
+            assert said in well["spool", Result.OK]
+        well = examined(forwarder.environment, Runs.FORWARD)
+        assert wrong_in(well) == {}
+        assert "the key is there" in well["settings", Result.OK]
+        assert "no beacon fell back on this host" in well["spool", Result.OK]
+        assert "`forward` has none" in well["admin", Result.SKIPPED]
+        assert "doctor --runs forward" in wrong_in(examined({**forwarder.environment, "BEACON_PROXY_ADMIN_PORT": "9"}))["admin"]
+
+        two = {**collector.environment, "BEACON_PROXY_SPOOL": url.replace("?", ",127.0.0.1:9?")}
+        assert "127.0.0.1:9: Connection refused" in examined(two)["spool", Result.WARNING]
+        with monkeypatch.context() as hasty:
+            hasty.setattr("proxy.cli.doctor.servers.PATIENCE_S", 0.0)
+            silent = examined(collector.environment)
+        assert "nobody answers for the streams" in wrong_in(silent)["spool"]
+        assert "nothing waits in" in silent["spool", Result.OK]
+        assert "nobody answers for the streams" in silent["ledger", Result.SKIPPED]
+        right = server.api("STREAM.INFO.many_dead")["config"]
+        server.api("STREAM.UPDATE.many_dead", {**right, "duplicate_window": right["duplicate_window"] // 2})
+        server.api("STREAM.DELETE.many_ledger")
+        said = wrong_in(examined(collector.environment))["spool"]
+        assert "stream many_dead: duplicate_window is 1800 s, expected 3600 s\nchange it (`nats stream edit many_dead`" in said
+        assert "stream many_ledger is gone" in said
+        server.kill()
+        assert httpx.get(f"{collector.url}/e?_n=a&_p=me").status_code == 200
+        away = examined(collector.environment)
+        assert wrong_in(away).keys() == {"spool"}
+        assert f"127.0.0.1:{server.port}: Connection refused" in away["spool", Result.WRONG]
+        assert "1 beacon waits in" in away["spool", Result.WARNING]
+        assert "the spool's servers do not answer" in away["ledger", Result.SKIPPED]
+    finally:
+        server.kill()
+
+
 def test_an_upstreams_clock_is_compared(serve: Serve) -> None:
     """An hour ahead here is an hour wrong there."""
 
@@ -577,6 +646,9 @@ def test_only_an_answer_like_ours_counts_as_exposed() -> None:
     assert is_ours("/healthz", 200, b"alive\n")
     assert not is_ours("/healthz", 200, b"OK")
     assert is_ours("/readyz", 503, b"spool is full")
+    assert is_ours("/readyz", 503, b"the spool is full: 2 of max_bytes 1\n")
+    assert is_ours("/readyz", 200, b"ready; 3 beacons wait in sqlite:fallback\n")
+    assert not is_ours("/readyz", 404, b"ready\n")
     assert not is_ours("/readyz", 503, b"<html>Service Unavailable</html>")
     assert not is_ours("/metrics", 404, b"beacon_proxy_received")
     assert not is_ours("/", 200, b"<html>Shop</html>")

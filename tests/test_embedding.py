@@ -9,6 +9,9 @@ from pathlib import Path
 import httpx
 import pytest
 from conftest import API_KEY, ProxyProcess, SandboxProcess, clean_environment, free_port, kill_tree, wait_for
+from test_doctor import examined, wrong_in
+
+from proxy.cli.options import Runs
 
 HOST = """
 from starlette.applications import Starlette
@@ -33,7 +36,7 @@ class UvicornProcess:
     """Plain uvicorn, as its own documentation starts it."""
 
     def __init__(self, app: str, directory: Path, environment: dict[str, str]) -> None:
-        self.port = free_port()
+        self.port, self.environment = free_port(), environment
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = directory / f"uvicorn-{self.port}.log"
         with self.log.open("wb") as log:
@@ -128,6 +131,8 @@ def test_without_the_embedded_forwarder_no_key_is_needed_and_forward_delivers(
     forward = ProxyProcess(tmp_path / "spool", sandbox.url, command="forward")
     try:
         assert sandbox.wait(1)[0]["params"]["_k"] == API_KEY
+        for one, runs in ((process.environment, Runs.APP), (forward.environment, Runs.FORWARD)):
+            assert wrong_in(examined(one, runs)) == {}
     finally:
         forward.kill()
 

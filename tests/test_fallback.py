@@ -396,6 +396,22 @@ def test_status_tells_what_waits_on_this_host() -> None:
     assert re.search(r"fallback +5 +on this host, to be moved", render(told))
 
 
+def test_hits_that_servers_refuse_are_told_though_no_count_has_them(config: SpoolConfig) -> None:
+    """They were published, so the server might have them: `pending 0` beside 20 that wait would be a riddle."""
+    with opened(config) as intake:
+        intake.append_blocking(hit("first"))
+        _drift(config, intake, "default", max_msgs=1)
+        asyncio.run(_append_all(intake, [str(n) for n in range(20)]))
+        ledger = spool.ledger_of(config)
+        assert (ledger.pending, ledger.fallback, ledger.doubtful) == (1, 20, 20)
+        assert re.search(r"fallback +20 .*\ndoubtful +20 +of these: the servers may have them", render(summary(ledger, Report())))
+        _drift(config, intake, "default")
+        with moving(config):
+            wait_for(lambda: emptied(config), "the lane to be emptied")
+        ledger = spool.ledger_of(config)
+        assert (ledger.pending, ledger.doubtful) == (21, 0)
+
+
 def test_only_servers_have_a_fallback() -> None:
     """With a local spool it would be a second one beside the first."""
     key: dict[str, Any] = {"api_key": "k"}

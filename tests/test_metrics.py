@@ -1,9 +1,11 @@
 """`/metrics` as Prometheus sees it: real processes, scraped over HTTP, read by Prometheus' own parser."""
 
+import asyncio
 import contextlib
 import os
 import re
 import signal
+import socket
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +20,13 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from test_spool import hit
 
+from proxy.admin.app import make_app
 from proxy.admin.config import AdminConfig
 from proxy.admin.metrics import exposition, look, no_answer
+from proxy.admin.page.look import Look
 from proxy.histogram import SECONDS, SIZES, Histogram
 from proxy.outcome import Ending, Outcome
+from proxy.spool.jetstream.link import Link
 from proxy.spool.port import SpoolConfig
 from proxy.spool.sqlite.lane import Lane
 from proxy.spool.sqlite.survey import audit, read_intake_stats
@@ -263,6 +268,22 @@ def test_a_spool_that_cannot_be_read_is_told_of_and_its_counters_are_left_out(tm
         assert "beacon_proxy_ready 0.0" in text
         assert "beacon_proxy_spool_readable 0.0" in text
         assert "received" not in text
+
+
+def test_servers_that_say_nothing_are_not_called_a_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no fallback, and so no disk in it."""
+    monkeypatch.setattr("proxy.admin.app.PATIENCE_S", 0.1)
+    monkeypatch.setattr(Link.wait_open, "__defaults__", (0.3,))
+
+    async def ask(config: SpoolConfig) -> httpx.Response:
+        app = make_app(AdminConfig(config), Look(config))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://admin") as client:
+            return await client.get("/readyz")
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        answer = asyncio.run(ask(SpoolConfig(f"nats://127.0.0.1:{silent.getsockname()[1]}")))
+    assert answer.status_code == 503
+    assert "disk" not in answer.text
 
 
 def test_a_corrupt_lane_hides_no_other(tmp_path: Path) -> None:

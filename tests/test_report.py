@@ -6,6 +6,8 @@ import msgspec
 
 from proxy.admin.config import AdminConfig
 from proxy.admin.metrics import Reading, Seen, exposition
+from proxy.admin.page import look
+from proxy.admin.page.words import verdict
 from proxy.admin.report import MOST_LAST, STALE_MS, Report, report
 from proxy.admin.summary import render, summary
 from proxy.spool.port import IntakeStats, Ledger, SpoolConfig, Tapped, Told
@@ -49,6 +51,16 @@ def test_an_upstream_takes_beacons_if_one_of_them_finds_that_it_does() -> None:
     assert (found.upstreams[VENDOR].state, found.upstreams[VENDOR].since_ms) == ("probing", 7)
     found = report([told(state="open", since_ms=5), told(state="open", since_ms=9)])
     assert (found.upstreams[VENDOR].state, found.upstreams[VENDOR].since_ms) == ("open", 9)
+
+
+def test_an_upstream_of_earlier_settings_has_no_forwarder() -> None:
+    """Its figures are kept; that nobody delivers there is alarming only while something waits for it."""
+    found = report([told()], b'{"upstreams":{"http://old":{"sites":["shop"]}}}')
+    assert "http://old: no forwarder, 0 in flight" in render(summary(LEDGER, found))
+    assert 'state{state="no_forwarder",upstream="http://old"} 1.0' in text(found)
+    for ledger, level in ((LEDGER, "ok"), (Ledger({"shop": {"received": 1}}, 1, None), "warn")):
+        reading = look.Reading(at_ms=0, ledger=ledger, told=found, max_bytes=1)
+        assert verdict(reading, summary(ledger, found), 0).level == level
 
 
 def test_of_one_forwarder_is_told_what_it_told() -> None:

@@ -9,6 +9,7 @@ from conftest import clean_environment
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.cli.check import describe
 from proxy.settings import Settings, SettingsError, load
 from proxy.spool.jetstream.address import Address, parse
 
@@ -56,6 +57,15 @@ def test_lists_in_the_environment_are_comma_separated_and_presets_have_names() -
         ("SPOOL", "nats://a:99999", "nats://host1,host2,host3?stream=beacons&replicas=3"),
         ("SPOOL", "nats://a/path", "nats://host1,host2,host3?stream=beacons&replicas=3"),
         ("SPOOL", "nats://a?stream", "nats://host1,host2,host3?stream=beacons&replicas=3"),
+        ("SPOOL", "nats:", "nats:// is not what it begins with"),
+        ("SPOOL", "nats://", "there is no host"),
+        ("SPOOL", "nats://a, b", "' b' is no host: a space is in it"),
+        ("SPOOL", "nats://a,nats://b", "'nats://b': nats:// stands once, before the first host"),
+        ("SPOOL", "nats://a:242210", "'242210' is no port; expected"),
+        ("SPOOL", "nats://a:abc,b", "'a:abc': 'abc' is no port"),
+        ("SPOOL", "nats://a:", "a port other than 4222 stands after its host, as in host1:4333"),
+        ("SPOOL", "nats://a/path", "there is no path in it"),
+        ("SPOOL", "nats://a?stream", "what is after the ? is not NAME=VALUE"),
         ("SPOOL", "nats://a?stream=x.y", "letters, digits and dashes"),
         ("SPOOL", "nats://a?replicas=2", "replicas=1, 3 or 5"),
         ("SPOOL", "nats://a?token=x", "'token' is no parameter of it; expected stream"),
@@ -91,6 +101,11 @@ def test_the_spools_url_names_servers_and_streams() -> None:
     assert found == Address(("nats://a:4222", "nats://b:4333", "nats://[::1]:4222"), "x", 3, credentials="/c", tls=True, ca="/d")
     assert parse("nats://a,b").replicas == 1
     assert parse("nats://a,b,c?replicas=1").replicas == 1
+    shop = {"BEACON_PROXY_SITES__SHOP__HOSTS": "shop.example", "BEACON_PROXY_SITES__SHOP__API_KEY": "k"}
+    said = describe(load(None, {**shop, "BEACON_PROXY_SPOOL": "nats://a,b,c?stream=x"}))
+    assert "(streams x_…, replicas: 3)" in said
+    assert "become dead letters here (unknown_site)" in said
+    assert "unknown_site" not in describe(load(None, shop))
 
 
 def test_a_misspelt_setting_is_an_error_with_a_suggestion(tmp_path: Path) -> None:

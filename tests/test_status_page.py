@@ -23,6 +23,7 @@ from proxy.admin.page import FILES
 from proxy.admin.page import look as looks
 from proxy.admin.page.guard import foreign, strange_host
 from proxy.admin.page.look import Look
+from proxy.admin.page.words import away
 from proxy.histogram import SECONDS, Histogram
 from proxy.spool.jetstream.outlet import JetStreamOutlet
 from proxy.spool.port import SpoolConfig
@@ -154,6 +155,34 @@ def test_the_page_says_how_many_forwarders_there_are_if_not_one(
     watched.shows("#forwarders", "2 forwarders at work")
     other.close()
     watched.is_clean()
+
+
+def test_servers_that_are_away_are_said_in_amber_while_this_host_takes_beacons(
+    admin: Admin, context: BrowserContext, tmp_path: Path
+) -> None:
+    """As /readyz has it: nothing is lost. Old figures do not go on saying that they balance. Without a fallback it is red."""
+    server = NatsServer(tmp_path / "nats")
+    try:
+        proxy, url = admin(SPOOL=server.spool("away").url)
+        send(proxy, _n="First", _p="me")
+        wait_for(lambda: proxy.status()["delivered"] == 1, "delivery")
+        watched = Watched(context, url)
+        watched.shows("#balance", "Balanced")
+        server.kill()
+        wait_for(lambda: send(proxy, _n="Waits", _p="me") or "1 beacon" in httpx.get(f"{url}/readyz").text, "the fallback")
+        watched.shows("#headline", "The spool's servers cannot be read")
+        watched.shows("#detail", "Beacons are taken meanwhile. Spool: 127.0.0.1")
+        watched.shows("#ready", "ready")
+        watched.shows("#balance", "old.")
+        assert watched.page.locator("#verdict").get_attribute("data-level") == "warn"
+        assert watched.page.title() == "look – beacon-proxy"
+        server.start()
+        watched.shows("#headline", "Every beacon is kept and delivered")
+        watched.shows("#balance", "Balanced")
+        watched.is_clean()
+    finally:
+        server.kill()
+    assert away("spool: gone", "spool: gone")["verdict"].level == "bad"
 
 
 def test_charts_move_while_beacons_come(admin: Admin, context: BrowserContext) -> None:

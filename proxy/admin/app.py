@@ -14,10 +14,10 @@ from proxy.admin.config import AdminConfig
 from proxy.admin.page.look import Look
 from proxy.admin.summary import read
 from proxy.spool import fallback_pending, unready
-from proxy.spool.port import SpoolError
+from proxy.spool.port import SpoolError, beacons_wait
 
 PATIENCE_S = 2.0
-"""A disk that takes longer to answer is not ready."""
+"""A disk, or a server, that takes longer to answer is not ready."""
 SCRAPE_PATIENCE_S = 8.0
 """Prometheus waits for 10 s unless told otherwise: before that it shall be told that the disk hangs."""
 
@@ -32,13 +32,14 @@ def make_app(config: AdminConfig, look: Look) -> Starlette:
         try:
             reason = await asyncio.wait_for(asyncio.to_thread(unready, config.spool), PATIENCE_S)
         except TimeoutError:
-            reason = f"the disk did not answer within {PATIENCE_S:g} s"
+            servers = config.spool.url.startswith("nats:") and not config.spool.fallback
+            reason = f"{'the spool servers' if servers else 'the disk'} did not answer within {PATIENCE_S:g} s"
         if reason:
             return PlainTextResponse(f"{reason}\n", 503)
         waits = 0
         with contextlib.suppress(SpoolError, OSError, sqlite3.Error):  # lanes that cannot be read: nothing is said of them
             waits = await asyncio.to_thread(fallback_pending, config.spool)
-        return PlainTextResponse(f"ready; {waits:,} beacons wait in {config.spool.fallback}\n" if waits else "ready\n")
+        return PlainTextResponse(f"ready; {beacons_wait(waits)} in {config.spool.fallback}\n" if waits else "ready\n")
 
     async def status(request: Request) -> Response:
         """A browser gets the page, a script the numbers."""

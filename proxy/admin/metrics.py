@@ -95,7 +95,8 @@ def families(reading: Reading) -> Iterator[Metric]:
     yield GaugeMetricFamily("beacon_proxy_spool_max_bytes", "Setting max_bytes.", value=reading.config.spool.max_bytes)
     yield GaugeMetricFamily(
         "beacon_proxy_fallback_pending",
-        "Beacons that wait on this host, since the spool's servers do not take them or did not; part of beacon_proxy_pending.",
+        "Beacons that wait on this host, since the spool's servers do not take them or did not. In beacon_proxy_pending too, but "
+        "for those that the servers may have as well: these are in no other count.",
         value=reading.fallback,
     )
     yield InfoMetricFamily("beacon_proxy_build", "The version.", value={"version": __version__})
@@ -179,7 +180,7 @@ def _upstreams(told: Report) -> Iterator[Metric]:
     in_flight = GaugeMetricFamily("beacon_proxy_upstream_in_flight", "Requests in flight.", labels=["upstream"])
     for upstream, of in sorted(told.upstreams.items()):
         for name in STATES:
-            state.add_metric([upstream, name], name == (of.state if running else "no_forwarder"))
+            state.add_metric([upstream, name], name == (of.state if running and of.state else "no_forwarder"))
         limit.add_metric([upstream], of.limit)
         in_flight.add_metric([upstream], of.in_flight if running else 0)
     yield from (state, limit, in_flight)

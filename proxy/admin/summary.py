@@ -10,6 +10,8 @@ from proxy.spool.port import RECEIVED, REFUSED, TRIMMED, Ledger, SpoolConfig
 
 STATES = {"closed": "takes beacons", "open": "takes nothing", "probing": "takes nothing, being probed"}
 """The breaker's states (a closed circuit is one that works) in plain words."""
+NOBODY = "no forwarder"
+"""The state of an upstream that none delivers to."""
 
 
 def in_words(told: dict[str, Any]) -> str:
@@ -42,6 +44,7 @@ def summary(ledger: Ledger, told: Report) -> dict[str, Any]:
         "refused": ledger.total(REFUSED),
         "trimmed": ledger.total(TRIMMED),
         "fallback": ledger.fallback,
+        "doubtful": ledger.doubtful,
         "set_aside": list(ledger.unread),
         "silent_sites": list(ledger.silent),
         "forwarders": told.forwarders,
@@ -57,7 +60,7 @@ def _upstreams(ledger: Ledger, told: Report) -> dict[str, dict[str, Any]]:
         pending = sum(ledger.pending_of(site) for site in of.sites)
         rate = of.per_second if running else 0.0
         found[upstream] = {
-            "state": of.state if running else "no forwarder",
+            "state": of.state if running and of.state else NOBODY,
             "forwarders": of.forwarders if running else 0,
             "working": of.working if running else 0,
             "limit": of.limit,
@@ -86,6 +89,8 @@ def render(found: dict[str, Any]) -> str:
     ]
     if found["fallback"]:
         lines.append(f"fallback   {found['fallback']:>12,}   on this host, to be moved to the spool's servers")
+    if found["doubtful"]:
+        lines.append(f"doubtful   {found['doubtful']:>12,}   of these: the servers may have them, so no other line counts them")
     lines += [f"set aside  {name}: corrupt, not in the sums; see docs/reliability.md" for name in found["set_aside"]]
     lines += [
         f"no answer  site {site}: its stream does not answer; its figures are the last that were read, or missing"

@@ -58,7 +58,12 @@ def _sites(settings: Settings) -> list[str]:
         lines.append(f"Site {name}: beacons for {', '.join(site.hosts)}{goes(site.upstream, own)}.")
     known = DEFAULT_SITE in settings.site_names()
     other = goes(None, "the top-level API key") if known else " are dropped (unknown_host)"
-    return [*lines, f"Beacons for any other host{other}."]
+    lines.append(f"Beacons for any other host{other}.")
+    if settings.forward and settings.spool.startswith("nats:"):
+        lines.append(
+            "Beacons that another machine took for a site that is none of these become dead letters here (unknown_site)."
+        )
+    return lines
 
 
 def _delivery(settings: Settings) -> list[str]:
@@ -106,7 +111,7 @@ def _durability(settings: Settings) -> str:
         fallback = settings.spool_config().fallback.partition(":")[2]
         alone = len(spool.servers) > 1 and spool.replicas == 1
         return (
-            f"Each is answered once JetStream has acknowledged it, at {', '.join(spool.servers)} (streams {spool.stream}, "
+            f"Each is answered once JetStream has acknowledged it, at {', '.join(spool.servers)} (streams {spool.stream}_…, "
             f"replicas: {spool.replicas}); how soon the servers sync it to disk is their setting sync_interval, not durability. "
             + (f"{ALONE} " if alone else "")
             + (

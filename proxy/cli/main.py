@@ -11,7 +11,7 @@ import typer
 from proxy import __version__, settings
 from proxy.cli import dead
 from proxy.cli.cluster import Missing
-from proxy.cli.options import ConfigOption, HostOption, HostsOption, existing_spool
+from proxy.cli.options import ConfigOption, HostOption, HostsOption, Runs, existing_spool
 from proxy.cli.plain import plain
 from proxy.enrich import EnricherError
 from proxy.forward.config import CannotTrace
@@ -325,17 +325,21 @@ def doctor(
     canary: Annotated[
         str, typer.Option(help="Send one event of this name and follow it to the vendor, where it counts.", metavar="NAME")
     ] = "",
+    runs: Annotated[
+        Runs, typer.Option(help="What runs on this host: `serve`, `forward` alone, or the application inside another server.")
+    ] = Runs.SERVE,
     as_json: Annotated[bool, typer.Option("--json", help="One object with all findings, for scripts.")] = False,
 ) -> None:
     """Look at a running installation from inside and from outside, and say of each thing whether it is well and how to mend it.
 
-    Run it on the proxy's machine, as the proxy's user and with its settings. Without --canary nothing reaches the vendor: the
-    beacons sent through --url have no name, so they end as `no_name`. Takes a few seconds, two minutes at the most.
+    Run it on the proxy's machine (of many on each), as the proxy's user and with its settings. Without --canary nothing reaches
+    the vendor: the beacons sent through --url have no name, so they end as `no_name`. Takes a few seconds, two minutes at the
+    most.
     Exit status: 0 nothing is wrong, 1 something is wrong, 2 wrong use.
     """
     from proxy.cli.doctor import run
 
-    raise typer.Exit(run(config, url, site_url, ca, canary, as_json))
+    raise typer.Exit(run(config, url, site_url, ca, canary, as_json, runs))
 
 
 PLAIN = (settings.SettingsError, SpoolError, EnricherError, CannotTrace, NoEngine, CannotRead, CannotWrite, CannotPaste, Missing)

@@ -1,6 +1,7 @@
 """What several commands share: the option that names the settings, and the spool they look at."""
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +40,12 @@ HostsOption = Annotated[
     list[str] | None,
     typer.Option(parser=_host, metavar="HOST", help="Host of the pages; may be given several times. Without it those of sites."),
 ]
+
+
+class Runs(StrEnum):
+    """What runs on a host."""
+
+    SERVE, FORWARD, APP = "serve", "forward", "app"
 
 
 def existing_spool(config: Path | None) -> SpoolConfig:

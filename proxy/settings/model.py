@@ -46,7 +46,8 @@ class Settings(BaseModel):
     upstream: values.Url = Field(VENDOR, description="Base URL of the vendor's beacon API.")
     spool: Annotated[str, BeforeValidator(values.spool)] = Field(
         "sqlite:spool",
-        description="Where beacons wait: `sqlite:DIR`, `nats://HOST,…?stream=NAME&replicas=N` (many machines), or `memory:` (a "
+        description="Where beacons wait: `sqlite:DIR`; `nats://HOST[:PORT],…?stream=NAME&replicas=N` (many machines; port 4222, "
+        "stream `beacons`, replicas 3 where three hosts or more are named, else 1; logins: docs/scale-out.md); or `memory:` (a "
         "single process that may forget).",
     )
     fallback: Annotated[str | None, BeforeValidator(values.fallback)] = Field(

@@ -64,6 +64,8 @@ class Ledger(msgspec.Struct):
     """Hits that wait in this host's fallback, and are to be moved into the spool."""
     silent: tuple[str, ...] = ()
     """Sites whose stream does not answer: what this reader read of them last, or nothing if it never did."""
+    doubtful: int = 0
+    """Hits of the fallback that the spool may have as well: they are in `fallback` and in no count."""
 
     def total(self, name: str) -> int:
         """The count of that name over all sites."""
@@ -78,6 +80,11 @@ class Ledger(msgspec.Struct):
         """The outcomes of that ending that occurred, over all sites."""
         totals = {outcome: self.total(outcome) for outcome in Outcome if outcome.ending is ending}
         return {outcome: n for outcome, n in totals.items() if n}
+
+
+def beacons_wait(n: int) -> str:
+    """So many, for the operator."""
+    return f"{n:,} beacons wait" if n != 1 else "1 beacon waits"
 
 
 class IntakeStats(msgspec.Struct):

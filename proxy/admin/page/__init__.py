@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute, Route
 
 from proxy.admin.page.guard import foreign, strange_host
 from proxy.admin.page.look import Look
-from proxy.admin.page.words import now
+from proxy.admin.page.words import away, now
 from proxy.log import log
 from proxy.outcome import Ending, Outcome
 from proxy.spool import open_dead_letters
@@ -56,8 +56,10 @@ def routes(look: Look) -> list[BaseRoute]:
         if strange := strange_host(request.headers.get("host", "")):
             return _refused(strange)
         reading = await look.latest()
-        if reading is None or (look.failure and look.config.fallback):  # old figures would say that beacons are refused
-            return _json({"error": f"the spool cannot be read: {look.failure or 'the disk does not answer'}"}, 503)
+        if look.failure and look.config.url.startswith("nats:"):
+            return _json(away(look.failure, look.unready))
+        if reading is None:
+            return _json({"error": f"the spool cannot be read: {look.failure or 'it does not answer'}"}, 503)
         after, values = request.query_params.get("after", ""), request.query_params.get("values") == "1"
         told = now(reading, int(time.time() * 1000), values=values)
         return _json({**told, "history": look.history(int(after) if after.isdecimal() and len(after) < 16 else -1)})

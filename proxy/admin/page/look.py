@@ -89,6 +89,9 @@ class Look:
     def __init__(self, config: SpoolConfig) -> None:
         self.config = config
         self.failure = ""
+        """Why the last reading failed; "" if it did not."""
+        self.unready = ""
+        """Where it did: why beacons are not taken meanwhile; "" if they are."""
         self._reading: Reading | None = None
         self._samples: deque[Sample] = deque(maxlen=KEPT)
         self._numbered = 0
@@ -130,6 +133,7 @@ class Look:
                 await asyncio.to_thread(self._read, looked_at)
                 self.failure = ""
             except (SpoolError, OSError, sqlite3.Error) as error:
+                self.unready = await asyncio.to_thread(self._unready) if looked_at else ""
                 self.failure = str(error)
             if looked_at:
                 self._was_read.set()
@@ -154,13 +158,16 @@ class Look:
             told=told,
             max_bytes=self.config.max_bytes,
             used_bytes=self._rarely("bytes", EVERY_S, lambda: spool_bytes(self.config)),
-            unready=self._rarely("ready", READY_EVERY_S, lambda: unready(self.config)),
+            unready=self._unready(),
             commits=commits,
             refused_lately=max(0, ledger.total(REFUSED) - self._samples[-min(len(self._samples), WINDOW)].refused),
             off=off,
             letters=self._rarely("letters", EVERY_S, self._letters) if died else [],
             before=self._stats[0],
         )
+
+    def _unready(self) -> str:
+        return self._rarely("ready", READY_EVERY_S, lambda: unready(self.config))
 
     def _sample(self, ledger: Ledger, at_ms: int) -> None:
         if self._samples and 0 <= at_ms - self._samples[-1].at_ms < EVERY_S * 500:

@@ -270,9 +270,10 @@ function showHold() {
 let timer = 0, turning = false, again = false, heard = 0;
 
 function show(told) {
-  heard = Date.now();
   say(byId("version"), told.version);
   showVerdict(told.verdict, !told.unready);
+  fresh(Boolean(told.ledger));
+  if (!told.ledger) return;
   showLedger(told.ledger, told.off);
   drawCharts(told.history);
   showUpstreams(told.upstreams, told.ledger.forwarders);
@@ -285,7 +286,13 @@ function show(told) {
 function pulse(text, lost) {
   say(byId("pulse"), text);
   byId("pulse").classList.toggle("lost", lost);
-  document.body.classList.toggle("stale", lost);
+}
+
+/** Whether the figures on the page are those of now. */
+function fresh(are) {
+  document.body.classList.toggle("stale", !are);
+  if (are) heard = Date.now();
+  else say(byId("balance"), heard ? `These figures are ${span((Date.now() - heard) / 1000)} old.` : "No figures yet.");
 }
 
 async function turn() {
@@ -302,6 +309,7 @@ async function turn() {
     const ours = error.name === "Error";
     const since = heard ? `Last heard ${span((Date.now() - heard) / 1000)} ago; what you see below is as old.` : "";
     pulse("no answer", true);
+    fresh(false);
     showVerdict({ level: "bad", headline: ours ? "Nothing can be shown" : "The admin listener does not answer", detail: ours ? error.message : since });
   }
   turning = false;

@@ -11,13 +11,13 @@ import msgspec
 from proxy import __version__
 from proxy.admin.page.look import Letter, Reading
 from proxy.admin.report import StatsReport, UpstreamReport
-from proxy.admin.summary import in_words, summary
+from proxy.admin.summary import NOBODY, in_words, summary
 from proxy.histogram import Histogram
 from proxy.outcome import Outcome
-from proxy.spool.port import Tapped
+from proxy.spool.port import Tapped, beacons_wait
 
 STUCK_MS = 10_000
-"""A reading that is older means that the disk does not answer."""
+"""A reading that is older means that the disk, or a server, does not answer."""
 MOST_PROPERTIES = 24
 """Shown of one beacon; how many more there are is told."""
 ENDINGS = {outcome.value: outcome.ending.value for outcome in Outcome}
@@ -62,15 +62,21 @@ def now(reading: Reading, now_ms: int, *, values: bool = False) -> dict[str, Any
     }
 
 
+def away(failure: str, unready: str) -> dict[str, Any]:
+    """What can be said while the spool's servers cannot be read: no figures, since old ones would pass for those of now."""
+    words = Verdict("warn", "The spool's servers cannot be read", f"Beacons are taken meanwhile. {_sentence(failure)}")
+    return {"version": __version__, "verdict": _not_taking(unready) if unready else words, "unready": unready}
+
+
 def verdict(reading: Reading, found: dict[str, Any], now_ms: int) -> Verdict:
     """The worst that is so just now; `found` is the summary."""
-    pending = f"{found['pending']:,} beacons wait" if found["pending"] != 1 else "1 beacon waits"
+    pending = beacons_wait(found["pending"])
     if now_ms - reading.at_ms > STUCK_MS:
-        return Verdict("bad", "The disk does not answer", "What you see below is old. Beacons are answered 503 while this lasts.")
-    if reading.unready:
         return Verdict(
-            "bad", "Not taking beacons", f"{_sentence(reading.unready)} New beacons are answered 503; what is stored is safe."
+            "bad", "The spool does not answer", "What you see below is old. Beacons are answered 503 while this lasts."
         )
+    if reading.unready:
+        return _not_taking(reading.unready)
     if reading.off:
         detail = (
             "Its own counts and the beacons it holds do not agree. Please report this; docs/reliability.md says what to keep."
@@ -89,10 +95,13 @@ def verdict(reading: Reading, found: dict[str, Any], now_ms: int) -> Verdict:
         detail = (
             "The spool's servers do not take all beacons, or did not until now. What waits here is moved over as they take it."
         )
-        return Verdict("warn", f"{reading.ledger.fallback:,} beacons wait on this host", detail)
+        if found["doubtful"]:
+            detail += f" The servers may have {found['doubtful']:,} of them already, so these are in no other figure."
+        return Verdict("warn", f"{beacons_wait(reading.ledger.fallback)} on this host", detail)
     if not reading.told.is_running():
         return Verdict("warn", "No forwarder is running", f"{pending} safely on disk, and will be delivered by the next one.")
-    if closed := [url for url, of in found["upstreams"].items() if of["state"] != "closed"]:
+    left = [url for url, of in found["upstreams"].items() if of["state"] == NOBODY and not of["pending"]]  # by earlier settings
+    if closed := [url for url, of in found["upstreams"].items() if of["state"] != "closed" and url not in left]:
         failure = _failure(reading.told.upstreams[closed[0]].last_failure).partition(" (")[0]
         return Verdict(
             "warn",
@@ -109,6 +118,10 @@ def verdict(reading: Reading, found: dict[str, Any], now_ms: int) -> Verdict:
     if not found["received"]:
         return Verdict("ok", "Ready for the first beacon", "Everything runs; nothing has come yet.")
     return Verdict("ok", "Every beacon is kept and delivered", "Ready, and all that was received is accounted for.")
+
+
+def _not_taking(unready: str) -> Verdict:
+    return Verdict("bad", "Not taking beacons", f"{_sentence(unready)} New beacons are answered 503; what is stored is safe.")
 
 
 def _upstream(url: str, of: UpstreamReport, found: dict[str, Any], reading: Reading, now_ms: int) -> dict[str, Any]:

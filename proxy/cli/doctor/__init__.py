@@ -38,6 +38,7 @@ from proxy.cli.doctor import (
 from proxy.cli.doctor import upstream as upstreams
 from proxy.cli.doctor.finding import Finding, Result, skipped, wrong
 from proxy.cli.doctor.installation import Installation
+from proxy.cli.options import Runs
 from proxy.cli.tail import harmless
 from proxy.spool.port import SpoolError
 
@@ -52,8 +53,8 @@ class Check(NamedTuple):
 
 CHECKS = (
     Check("settings", 5, configuration.look),
-    Check("spool", 5, spool.look),
-    Check("disk", 8, disk.look),
+    Check("spool", 8, spool.look),
+    Check("disk", 5, disk.look),
     Check("clock", 10, clock.look),
     Check("upstream", 10, upstreams.look),
     Check("admin", 8, admin.look),
@@ -71,7 +72,9 @@ CHECKS = (
 COLOURS = {Result.OK: "green", Result.WARNING: "yellow", Result.WRONG: "bold red", Result.SKIPPED: "dim"}
 
 
-def run(config: Path | None, url: str, site_url: str, ca: Path | None, canary_name: str, as_json: bool) -> int:
+def run(
+    config: Path | None, url: str, site_url: str, ca: Path | None, canary_name: str, as_json: bool, runs: Runs = Runs.SERVE
+) -> int:
     """The exit status: 1 when something is wrong. Raises SettingsError for an option that makes no sense."""
     for option, value in (("--url", url), ("--site-url", site_url)):
         if value and not _is_url(value):
@@ -88,7 +91,7 @@ def run(config: Path | None, url: str, site_url: str, ca: Path | None, canary_na
             as_json,
         )
     try:
-        installation = Installation(loaded, url.rstrip("/"), site_url, ca, canary_name)
+        installation = Installation(loaded, url.rstrip("/"), site_url, ca, canary_name, runs)
     except OSError as error:
         raise settings.SettingsError(f"--ca: cannot use {ca}: {error.strerror or error}; expected a PEM file") from None
     return _report(_examine(installation, Console(stderr=True)), as_json)
@@ -125,7 +128,7 @@ def within(check: Check, installation: Installation) -> Iterator[Finding]:
             for finding in check.look(installation):
                 found.put(finding)
         except (httpx.HTTPError, OSError, sqlite3.Error, SpoolError) as error:
-            found.put(wrong(f"{error or type(error).__name__}", ""))
+            found.put(wrong(f"{error or type(error).__name__}", "mend what it names, then run doctor again"))
         except Exception as error:  # the doctor's own mistake is not the patient's
             found.put(skipped(f"this check itself failed: {type(error).__name__}: {error}"))
         found.put(None)

@@ -10,7 +10,8 @@ from proxy.cli.doctor.installation import Installation, addresses, is_here, is_l
 SIGNS = {"/metrics": b"beacon_proxy_", "/readyz": b"", "/healthz": b"alive\n", "/": b'"oldest_pending_s"'}
 FILTERED_S, MOST_ADDRESSES = 1.5, 4
 """A firewall that drops packets never answers."""
-READY = (b"ready\n", b"spool", b"collector", b"disk")
+READY = (b"ready\n", b"ready; ")
+UNREADY = (b"the spool", b"spool", b"no collector", b"the disk")
 
 
 def look(installation: Installation) -> Iterator[Finding]:
@@ -40,7 +41,7 @@ def look(installation: Installation) -> Iterator[Finding]:
 def is_ours(path: str, status: int, body: bytes) -> bool:
     """Whether the answer is the admin listener's."""
     if path == "/readyz":
-        return (status == 200 and body == b"ready\n") or (status == 503 and body.startswith(READY[1:]))
+        return body.startswith({200: READY, 503: UNREADY}.get(status, ()))
     return status == 200 and (body == SIGNS[path] if path == "/healthz" else SIGNS[path] in body)
 
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from proxy import __version__
+from proxy.cli.options import Runs
 from proxy.collector.debug import DEBUG_HEADER
 from proxy.settings import Settings
 from proxy.spool.port import SpoolConfig
@@ -41,12 +42,23 @@ class Asked(NamedTuple):
 class Installation:
     """The patient."""
 
-    def __init__(self, settings: Settings, url: str = "", site_url: str = "", ca: Path | None = None, canary: str = "") -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        url: str = "",
+        site_url: str = "",
+        ca: Path | None = None,
+        canary: str = "",
+        runs: Runs = Runs.SERVE,
+    ) -> None:
         self.settings = settings
+        self.runs = runs
         self.url = url
         self.site_url = site_url
         self.canary = canary
         self.spool: SpoolConfig = settings.spool_config()
+        self.away = ""
+        """Why the spool cannot be asked; "" if it can."""
         self.outside = ""
         """Why nothing can be asked through the public address; "" if it can."""
         if not url:
@@ -56,9 +68,16 @@ class Installation:
             self._tls.load_verify_locations(ca)
 
     @property
+    def delivers(self) -> bool:
+        """Whether a forwarder runs on this host: it needs the key, and reaches the vendor."""
+        if self.runs is Runs.APP:
+            return self.settings.embedded_forwarder
+        return self.runs is Runs.FORWARD or self.settings.forward
+
+    @property
     def directory(self) -> Path | None:
-        """Of the spool; None for one in memory."""
-        scheme, _, place = self.spool.url.partition(":")
+        """Where beacons wait on this host: the spool's, or the fallback's; None if nowhere on a disk."""
+        scheme, _, place = (self.spool.fallback or self.spool.url).partition(":")
         return Path(place) if scheme == "sqlite" else None
 
     @property
@@ -68,7 +87,9 @@ class Installation:
         return f"{parts.scheme}://{parts.netloc}", parts.hostname or ""
 
     def upstreams(self) -> list[str]:
-        """Each once."""
+        """Those that this host delivers to, each once."""
+        if not self.delivers:
+            return []
         sites = [site.upstream for site in self.settings.sites.values() if site.upstream is not None]
         return list(dict.fromkeys([self.settings.upstream, *sites]))
 

@@ -13,6 +13,9 @@ OLD_S = 300
 
 
 def look(installation: Installation) -> Iterator[Finding]:
+    if installation.away:
+        yield skipped(installation.away)
+        return
     if installation.spool.url.startswith("memory:") or not begun(installation.spool):
         yield skipped("there is no spool that others can see")
         return
@@ -26,7 +29,9 @@ def look(installation: Installation) -> Iterator[Finding]:
             since = f"the last one reported {told.silent_ms / 1000:,.0f} s ago"
         yield wrong(
             f"no forwarder is running ({since}): nothing is delivered",
-            "start `beacon-proxy serve`, or `forward` beside a WSGI host",
+            "start `beacon-proxy serve`, or `forward` beside a WSGI host"
+            if installation.delivers
+            else "start `beacon-proxy forward` on a host that has the key",
         )
     off = ledger_off(installation.spool, MOST_COUNTED)
     if off is None:

@@ -1,4 +1,6 @@
-"""The spool's directory: whose it is, who may read it, on what it lies, and whether there is room."""
+"""Where beacons wait on this host, the spool's directory or the fallback's: whose it is, who may read it, on what it lies, and
+whether there is room. Before it the servers, where the spool is theirs.
+"""
 
 import os
 import pwd
@@ -7,9 +9,12 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from proxy.cli.doctor import servers
 from proxy.cli.doctor.finding import Finding, ok, skipped, warning, wrong
 from proxy.cli.doctor.installation import Installation
-from proxy.spool import spool_bytes
+from proxy.cli.options import Runs
+from proxy.spool import fallback_pending, spool_bytes
+from proxy.spool.port import SpoolConfig, beacons_wait
 
 NETWORK = frozenset(
     (
@@ -38,15 +43,21 @@ MOUNTS = Path("/proc/self/mountinfo")
 
 
 def look(installation: Installation) -> Iterator[Finding]:
-    place = installation.directory
+    place, fallback = installation.directory, installation.spool.fallback
     if installation.spool.url.startswith("nats:"):
-        yield skipped("it is not on this machine")
-    elif place is None:
+        yield from servers.look(installation)
+        if place is None:
+            yield skipped("there is no fallback: what the servers do not take is answered 503 (setting fallback)")
+            return
+    if place is None:
         yield skipped("it is in memory: whatever stops the process loses it")
+    elif fallback and installation.runs is Runs.FORWARD and not place.is_dir():
+        yield ok(f"no beacon fell back on this host: there is no {place.absolute()}")
     elif not place.is_dir():
         yield wrong(
             f"there is none at {place.absolute()} yet",
-            "start `beacon-proxy serve`, or run doctor with the service's settings and from its directory (setting spool)",
+            "start `beacon-proxy serve`, or run doctor with the service's settings and from its directory (setting "
+            f"{'fallback' if fallback else 'spool'})",
         )
     else:
         yield rights(place)
@@ -55,6 +66,18 @@ def look(installation: Installation) -> Iterator[Finding]:
         else:
             yield skipped("on which file system it lies: this system does not say")
         yield room(installation, place)
+        if fallback:
+            yield waits(fallback_pending(installation.spool), place)
+
+
+def waits(n: int, place: Path) -> Finding:
+    """So many beacons, in the fallback."""
+    if not n:
+        return ok(f"nothing waits in {place} for the servers")
+    return warning(
+        f"{beacons_wait(n)} in {place} until the servers take them",
+        "`serve`, `forward` and the application move them as soon as the servers take them: if it lasts, their log says why",
+    )
 
 
 def rights(place: Path) -> Finding:
@@ -105,12 +128,13 @@ def file_system(place: Path, mounts: str) -> Finding:
 def room(installation: Installation, place: Path) -> Finding:
     """max_bytes is a promise that the disk has to keep."""
     of = os.statvfs(place)
-    free, used, most = of.f_bavail * of.f_frsize, spool_bytes(installation.spool), installation.settings.max_bytes
+    free, used = of.f_bavail * of.f_frsize, spool_bytes(SpoolConfig(f"sqlite:{place}"))
+    most = installation.settings.max_bytes
     if free < LEAST_FREE_BYTES:
         return wrong(f"the disk is full: {free // MIB:,} MiB free; beacons are refused", "make room on the disk")
     if used >= most:
         return wrong(
-            f"the spool is full: {used // MIB:,} of {most // MIB:,} MiB; beacons are refused", "let it drain, or raise max_bytes"
+            f"{place} is full: {used // MIB:,} of {most // MIB:,} MiB; beacons are refused", "let it drain, or raise max_bytes"
         )
     if free < most - used:
         return warning(

@@ -5,13 +5,15 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from proxy.cli.doctor.finding import Finding, ok, warning, wrong
+from proxy.cli.doctor.finding import Finding, ok, skipped, warning, wrong
 from proxy.cli.doctor.installation import Installation, addresses, is_loopback
 
 SOON_DAYS = 14
 
 
 def look(installation: Installation) -> Iterator[Finding]:
+    if not installation.delivers:
+        yield skipped("no forwarder runs on this host: it need not reach the vendor")
     for url in installation.upstreams():
         try:
             asked = installation.ask(f"{url}/", "HEAD")

@@ -39,7 +39,8 @@ class Book:
             self._before = counts
         pending = sum(map(_pending, counts.values()))
         oldest = [ms for ms in (there.oldest_pending_ms, here.oldest_pending_ms) if ms is not None]
-        return Ledger(counts, pending, min(oldest, default=None), (*there.unread, *here.unread), here.pending, there.silent)
+        unread, doubtful = (*there.unread, *here.unread), max(0, there.pending + here.pending - pending)
+        return Ledger(counts, pending, min(oldest, default=None), unread, here.pending, there.silent, doubtful)
 
 
 def _sum(*ledgers: Counts) -> Counts:

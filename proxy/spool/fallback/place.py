@@ -11,7 +11,7 @@ from proxy.spool.fallback import mark
 from proxy.spool.fallback.book import book_of
 from proxy.spool.fallback.intake import FallbackIntake
 from proxy.spool.jetstream.place import JetStreamPlace
-from proxy.spool.port import Intake, IntakeStats, Ledger, SpoolConfig, SpoolError
+from proxy.spool.port import Intake, IntakeStats, Ledger, SpoolConfig, SpoolError, beacons_wait
 from proxy.spool.sqlite import file, survey
 
 if TYPE_CHECKING:
@@ -75,5 +75,6 @@ class FallbackPlace(JetStreamPlace):
         except SpoolError as error:
             waits = ""
             with contextlib.suppress(SpoolError, OSError, sqlite3.Error):  # lanes that cannot be read: nothing is said of them
-                waits = f"; {self.fallback_pending():,} beacons wait in {self._config.fallback} meanwhile"
+                if n := self.fallback_pending():
+                    waits = f"; {beacons_wait(n)} in {self._config.fallback} meanwhile"
             raise type(error)(f"{error}{waits}") from None

@@ -1,7 +1,7 @@
 """The spool's address: `nats://HOST[:PORT],HOST…?stream=NAME&replicas=N&…`. No secret is in it: it is shown in many places."""
 
 import re
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -9,7 +9,8 @@ EXAMPLE = "nats://host1,host2,host3?stream=beacons&replicas=3"
 PARAMETERS = ("stream", "replicas", "credentials", "nkey", "token_file", "tls", "ca")
 LOGINS = ("credentials", "nkey", "token_file")
 PORT = 4222
-_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]{1,253})(:(\d{1,5}))?")
+EXPECTED = f"expected {EXAMPLE}; a port other than {PORT} stands after its host, as in host1:4333"
+_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]{1,253})(?::(.*))?", re.DOTALL)
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -32,20 +33,21 @@ class Address(msgspec.Struct, frozen=True):
 
 
 def parse(url: str) -> Address:
-    """Raises ValueError that says what was expected, and shows nothing of the URL that may be secret."""
-    try:
-        parts = urlsplit(url)
-        pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-    except ValueError:
-        raise ValueError(f"expected {EXAMPLE}") from None
-    if "@" in url.partition("?")[0]:
+    """Raises ValueError that says what is wrong and what was expected, and shows nothing of the URL that may be secret."""
+    before, _, query = url.partition("?")
+    if "@" in before:
         raise ValueError(
             "expected no user, password or token in the URL, which is shown in logs and lists of processes; put it into a file: "
             "?credentials=FILE, ?nkey=FILE or ?token_file=FILE"
         )
-    if parts.scheme != "nats" or parts.path not in ("", "/") or parts.fragment:
-        raise ValueError(f"expected {EXAMPLE}")
-    servers = tuple(_server(host) for host in parts.netloc.split(","))
+    scheme, separator, hosts = before.partition("://")
+    if (scheme, separator) != ("nats", "://"):
+        raise ValueError(f"nats:// is not what it begins with; {EXPECTED}")
+    servers = tuple(_server(host) for host in hosts.removesuffix("/").split(","))
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+    except ValueError:
+        raise ValueError(f"what is after the ? is not NAME=VALUE&NAME=VALUE; {EXPECTED}") from None
     given = dict(pairs)
     for name, value in given.items():
         if name not in PARAMETERS:
@@ -67,8 +69,17 @@ def parse(url: str) -> Address:
 
 
 def _server(host: str) -> str:
-    match = _HOST.fullmatch(host)
-    port = int(match[3] or PORT) if match else 0
-    if match is None or not 0 < port < 65536:
-        raise ValueError(f"expected {EXAMPLE}")
-    return f"nats://{match[1]}:{port}"
+    wrong, shown = "", repr(host[:80])
+    if not host:
+        wrong = "there is no host"
+    elif "://" in host:
+        wrong = f"{shown}: nats:// stands once, before the first host"
+    elif "/" in host:
+        wrong = f"{shown}: there is no path in it"
+    elif (match := _HOST.fullmatch(host)) is None:
+        wrong = f"{shown} is no host" + (": a space is in it" if " " in host else "")
+    elif match[2] is not None and not (re.fullmatch(r"[0-9]{1,5}", match[2]) and 0 < int(match[2]) < 65536):
+        wrong = f"{shown}: {match[2][:80]!r} is no port"
+    else:
+        return f"nats://{match[1]}:{int(match[2] or PORT)}"
+    raise ValueError(f"{wrong}; {EXPECTED}")
