@@ -18,7 +18,7 @@ from marionette_driver.by import By
 from marionette_driver.errors import JavascriptException, MarionetteException, NoSuchWindowException
 from marionette_driver.marionette import Marionette
 from playwright.sync_api import Browser as PlaywrightBrowser
-from playwright.sync_api import BrowserContext, ConsoleMessage, Error, Playwright, sync_playwright
+from playwright.sync_api import BrowserContext, ConsoleMessage, Error, sync_playwright
 from playwright.sync_api import Page as PlaywrightPage
 
 CHROMIUM_ARGUMENTS = [
@@ -81,6 +81,13 @@ FIREFOX_PREFERENCES: dict[str, str | int | bool] = {
     "network.manage-offline-status": False,
     # no process is started before there is a page for it, and nothing is drawn that moves
     "dom.ipc.processPrelaunch.enabled": False,
+    "dom.ipc.processCount": 1,
+    "browser.tabs.remote.separatePrivilegedContentProcess": False,
+    "browser.tabs.remote.separateFileUriProcess": False,
+    "network.process.enabled": False,
+    "media.rdd-process.enabled": False,
+    "media.utility-process.enabled": False,
+    "extensions.webextensions.remote": False,
     "ui.prefersReducedMotion": 1,
 }
 
@@ -265,17 +272,18 @@ class Chromium:
 
 @contextlib.contextmanager
 def chromium() -> Iterator[Chromium]:
+    with bare_chromium() as browser:
+        yield Chromium(browser)
+
+
+@contextlib.contextmanager
+def bare_chromium() -> Iterator[PlaywrightBrowser]:
+    """For a module and not for longer: playwright holds the thread's event loop as long as it lives."""
     path = need("chromium", "chromium")
     with sync_playwright() as playwright:
-        yield Chromium(_launched(playwright, path))
-
-
-def _launched(playwright: Playwright, path: str) -> PlaywrightBrowser:
-    return playwright.chromium.launch(
-        executable_path=path,
-        args=CHROMIUM_ARGUMENTS,
-        ignore_default_args=["--disable-back-forward-cache"],
-    )
+        yield playwright.chromium.launch(
+            executable_path=path, args=CHROMIUM_ARGUMENTS, ignore_default_args=["--disable-back-forward-cache"]
+        )
 
 
 class FirefoxPage:

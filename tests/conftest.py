@@ -18,6 +18,7 @@ import hypothesis
 import pytest
 
 from proxy.admin.summary import read
+from proxy.cli.cluster import ports
 from proxy.spool.port import SpoolConfig
 
 # httpx reads all certificate authorities for each client, 17 ms of processor time, and hardly a test speaks TLS: once is enough.
@@ -49,10 +50,15 @@ def wait_for(condition: Callable[[], Any], what: str, timeout: float = DEADLINE_
         time.sleep(0.02)
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """One that the kernel gives to no outgoing connection meanwhile; never the same twice."""
+    while (port := ports.free(1)[0]) in _given:
+        pass
+    _given.add(port)
+    return port
 
 
 def listening(port: int) -> bool:

@@ -5,21 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import need, wait_for
-from playwright.sync_api import BrowserContext, Error, Response, sync_playwright
+from browsers import bare_chromium
+from conftest import wait_for
+from playwright.sync_api import Browser, BrowserContext, Error, Response
 from test_demo import DemoProcess
 
 from proxy.cli.demo import DEMO_KEY
-
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture
@@ -29,16 +20,18 @@ def shop(tmp_path: Path) -> Iterator[DemoProcess]:
     demo.stop()
 
 
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with bare_chromium() as started:
+        yield started
+
+
 @pytest.fixture
-def browser(tmp_path: Path) -> Iterator[BrowserContext]:
-    """Debian's chromium with a fresh profile."""
-    chromium = need("chromium", "chromium")
-    with sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(
-            tmp_path / "profile", executable_path=chromium, headless=True, args=ARGUMENTS
-        )
-        yield context
-        context.close()
+def browser(chromium: Browser) -> Iterator[BrowserContext]:
+    """With a profile of its own."""
+    context = chromium.new_context()
+    yield context
+    context.close()
 
 
 def named(shop: DemoProcess, n: int) -> list[tuple[str, str]]:

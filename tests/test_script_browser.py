@@ -494,8 +494,10 @@ def test_coming_back_to_a_page_sends_nothing_again(site: TrackedSite, browser: B
     """The browser kept the page as it was, script and all; and the script goes on working there."""
     shown = "<script>addEventListener('pageshow', event => { window.restored = event.persisted })</script>"
     page = browser.page()
-    page.open(site.page("/", calls="_kmq.push(['record', 'Viewed']);", head=shown + SNIPPET))
+    calls = "_kmq.push(['record', 'Viewed', {}, () => window.answered = 1]);"
+    page.open(site.page("/", calls=calls, head=shown + SNIPPET))
     site.wait(3)
+    until(page, "window.answered")  # a page that waits for something is not kept
     page.open(f"{site.url}/next")
     page.back()
     until(page, "location.pathname == '/' && window.restored")

@@ -12,12 +12,12 @@ from urllib.parse import urlencode
 
 import httpx
 import pytest
-from conftest import API_KEY, DEADLINE_S, ProxyProcess, SandboxProcess, free_port, need, wait_for
+from browsers import bare_chromium
+from conftest import API_KEY, DEADLINE_S, ProxyProcess, SandboxProcess, free_port, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 from nats_server import NatsServer
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
-from test_browser import ARGUMENTS
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from proxy.admin.page import FILES
 from proxy.admin.page import look as looks
@@ -61,13 +61,9 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """Debian's chromium; each test has a context, which is a profile of its own. Not for longer than this file: playwright holds
-    the thread's event loop as long as it lives."""
-    path = need("chromium", "chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, headless=True, args=ARGUMENTS)
-        yield browser
-        browser.close()
+    """Each test has a context, which is a profile of its own."""
+    with bare_chromium() as started:
+        yield started
 
 
 @pytest.fixture
