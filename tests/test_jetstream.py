@@ -37,6 +37,7 @@ from proxy.spool.jetstream.names import Names, token, untoken
 from proxy.spool.jetstream.outlet import JetStreamOutlet
 from proxy.spool.jetstream.publisher import Message, Publisher
 from proxy.spool.jetstream.pull import Pulled
+from proxy.spool.jetstream.settler import CREDIT
 from proxy.spool.port import (
     RECEIVED,
     REFUSED,
@@ -909,6 +910,33 @@ def test_what_was_not_recorded_is_not_acknowledged(config: SpoolConfig, monkeypa
             assert (outlet.ledger().pending, outlet.ledger().total(Outcome.REJECTED)) == (1, 0)
         outlet.settle([])
         assert (outlet.ledger().pending, outlet.ledger().total(Outcome.REJECTED)) == (0, 1)
+
+
+def test_endings_that_find_no_room_to_be_recorded_make_it(tmp_path: Path) -> None:
+    """A server that is full takes no record, and only acknowledgements make room: some come first, none of a dead letter's. In
+    the end each is recorded."""
+    server = NatsServer(tmp_path / "nats", most="256KB")
+    try:
+        with opened(server.spool("full")) as (intake, outlet):
+            while _stored(intake, "x" * 2000):
+                pass
+            with pytest.raises(SpoolRefused, match=r"no room: insufficient resources: raise their max_file_store.*max_bytes"):
+                intake.append_blocking(hit("more"))
+            claims = outlet.claim(1000, 0)
+            settled(outlet, claims[:1], DIED)
+            assert outlet.ledger().pending == len(claims)
+            settled(outlet, claims[1:30], Final(Outcome.BOT))
+            assert outlet.ledger().pending == len(claims) - CREDIT
+            settled(outlet, claims[30:], DELIVERED)
+            wait_for(lambda: not (outlet.settle([]), outlet._settler.kept)[1], "the rest to be recorded")
+            ledger = outlet.ledger()
+            assert (ledger.total(Outcome.BOT), ledger.total(Outcome.REJECTED), ledger.pending) == (29, 1, 0)
+            assert ledger.total(Outcome.DELIVERED) == len(claims) - 30
+            intake._full = ""  # the next look does that
+            intake._shelf._shunned.clear()
+            intake.append_blocking(hit("after"))
+    finally:
+        server.stop()
 
 
 def test_a_hit_that_is_held_for_long_is_not_given_to_another(config: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -214,6 +214,32 @@ def test_the_time_after_which_one_is_gone_is_its_own() -> None:
     assert words.gone_after_ms == 60_000 + STALE_MS + MARGIN_MS
 
 
+def test_where_words_find_no_room_one_request_at_a_time_makes_some() -> None:
+    """As far as the claims of others leave it, and not beside what may be used from before. With room all is as ever."""
+    stream = Stream()
+    crowded, other = One("a", stream, 4), One("b", stream, 4)
+
+    def look(now: int) -> None:
+        crowded.begin(now)
+        crowded.sharing.hear([left for left in stream.last.values() if left.who != "a"], now, now, crowded_out=True)
+
+    look(0)
+    assert shares([crowded], 0) == [1]
+    assert shares([crowded], STALE_MS + 1) == [0]
+    now = settle([other], STALE_MS)
+    look(now)
+    assert shares([crowded, other], now) == [0, 4]
+    now = settle([crowded, other], now)
+    look(now)
+    assert shares([crowded, other], now) == [2, 2]
+    now += STALE_MS + 1
+    look(now)
+    assert shares([crowded], now) == [1]
+    crowded.turn = None
+    now = settle([crowded, other], now)
+    assert shares([crowded, other], now) == [2, 2]
+
+
 CALLS = ["step"] * 12 + ["turn"] * 6 + ["pass"] * 3 + ["lose", "cut off", "die", "leave", "join"]
 Event = tuple[str, int, int]
 EVENTS = st.lists(

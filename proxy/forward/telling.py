@@ -143,8 +143,10 @@ class Among:
         asked_ms = self._took_turn_ms = monotonic_ms()
         words = self._sharing.words(in_flight, asked_ms)
         left = await self._off_loop(self._peers.exchange, words)
+        if crowded_out := left is None and self._peers.crowded_out:
+            left = await self._off_loop(self._peers.look)
         if left is not None:
-            for gone in self._sharing.hear(left, asked_ms, monotonic_ms()):
+            for gone in self._sharing.hear(left, asked_ms, monotonic_ms(), crowded_out):
                 await self._off_loop(self._peers.forget, gone)
         self._news = self._sharing.has_news({route.upstream: route.pace.in_flight for route in routes})
         for route in routes:
@@ -152,7 +154,7 @@ class Among:
                 queued = list(route.queue)
                 route.queue.clear()
                 await self._off_loop(self._peers.give_back, queued, route.sites)
-        return left is not None
+        return left is not None and not crowded_out
 
     async def _add_figures(self, routes: Iterable[Route], clock: clocks.Seen) -> bool:
         """Whether they were added; if not, they wait for the next time."""

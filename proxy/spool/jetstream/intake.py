@@ -24,6 +24,7 @@ from proxy.spool.jetstream.ids import Ids
 from proxy.spool.jetstream.link import Link
 from proxy.spool.jetstream.names import BY_COLLECTOR, Names
 from proxy.spool.jetstream.publisher import Publisher
+from proxy.spool.jetstream.refusal import for_want_of_room
 from proxy.spool.jetstream.shelf import Shelf
 from proxy.spool.jetstream.tally import Tally
 from proxy.spool.jetstream.tap import Tap
@@ -192,6 +193,8 @@ class JetStreamIntake(Entered):
                     self.hangs, self._stored = {}, time.monotonic()
                 elif time.monotonic() - began >= 0.9 * self._patience_s and self._stored < began:
                     self.hangs |= {hit.site: error for (hit, _), error in zip(batch, errors, strict=True)}
+                if full := next(filter(for_want_of_room, errors), ""):
+                    self._full = full  # until the next look: the room that deliveries make is for what they have to store, first
             self._tell(batch, ids, errors, left)
             self.note(next(filter(None, errors), ""))
         if not any(errors):
