@@ -408,6 +408,65 @@ def test_a_stream_of_another_configuration_is_reported_and_left_alone(config: Sp
             intake.append_blocking(hit("b"))
 
 
+def test_a_stream_whose_hits_never_go_is_not_delivered_from(config: SpoolConfig) -> None:
+    """Each would be there for ever. Whatever else is wrong with a stream: what is stored there is delivered."""
+    with opened(config) as (intake, outlet):
+        intake.append_blocking(hit("a", site="short"), hit("b"))
+        place = Names(config.url.partition("stream=")[2])
+        client = intake._link.client()
+        assert client is not None
+        wanted = {**streams.hits_stream(place, "short", 1), "duplicate_window": 5 * streams.SECOND}
+        intake._link.run(api.ask(client, f"STREAM.UPDATE.{place.hits_stream('short')}", wanted), 5.0)
+        assert sorted(names(wait_for(lambda: outlet.claim(10, 0), "both"))) == ["a", "b"]
+        wanted = {**streams.hits_stream(place, "kept", 1), "retention": "limits"}
+        intake._link.run(api.ask(client, f"STREAM.CREATE.{place.hits_stream('kept')}", wanted), 5.0)
+        with pytest.raises(SpoolError, match=r"_hits_kept: retention is limits, expected workqueue; change it"):
+            JetStreamOutlet(config)
+
+
+def test_trouble_lasts_until_what_failed_succeeds(nats_server: NatsServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """One server cannot be three. That the rest of it answers is no end of that."""
+    config = nats_server.spool(secrets.token_hex(4), replicas=3)
+    outlet = JetStreamOutlet(config)
+    try:
+        for _ in range(3):
+            assert outlet.claim(10, 0) == []
+            outlet._next_prepare = min(outlet._next_prepare, 0.0)
+        assert outlet.peers.exchange(b"x") is None
+        outlet._replicas = 1
+        assert outlet.claim(10, 0) == []
+        told = capsys.readouterr().err
+        assert told.count("spool in trouble") == 1
+        assert "set replicas=1 in the spool's URL" in told
+        assert "works again" not in told, "its words are not left yet"
+        assert outlet.peers.exchange(b"x") == []
+        assert "works again" in capsys.readouterr().err
+    finally:
+        outlet.close()
+
+
+def test_a_stream_that_was_deleted_is_told_of_by_whoever_sees_it_made_anew(
+    config: SpoolConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever made it, or had it among its sources. What waited there is missing from the content, and told as that."""
+    with opened(config) as (intake, outlet):
+        intake.append_blocking(hit("a"), hit("b"))
+        assert len(wait_for(lambda: outlet.claim(1, 0), "one of them")) == 1
+        assert spool.ledger_of(config).pending == 2
+        client, stream = intake._link.client(), intake._names.hits_stream("default")
+        assert client is not None
+        intake._link.run(api.ask(client, f"STREAM.DELETE.{stream}"), 5.0)
+        assert spool.ledger_of(config).pending == 0
+        intake._shelf._made.clear()  # as after the first that is not acknowledged
+        intake.append_blocking(hit("c"))
+        wait_for(lambda: outlet.claim(1, 0), "the new one")
+        assert spool.ledger_of(config).pending == 1
+        told = [line for line in capsys.readouterr().err.splitlines() if "a stream was gone and is made anew" in line]
+        assert len(told) == 2
+        assert all(stream in line for line in told)
+        assert spool.ledger_off(config, 1) == 2
+
+
 def test_a_site_whose_stream_does_not_answer_is_not_told_as_zero(config: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """What this reader read last is repeated; what it never read is left out. It is no corrupt lane."""
     with opened(config) as (intake, outlet):

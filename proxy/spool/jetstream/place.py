@@ -111,8 +111,8 @@ class JetStreamPlace:
         return self._ask(lambda client: all_intake_stats(client, self._names)) if self.begun() else IntakeStats()
 
     def ledger_off(self, most: int) -> int | None:
-        """The ledger is read from the content: they cannot differ."""
-        return 0
+        """The ledger is read from the content, so they differ by what was deleted with it."""
+        return self._reader().book.lost
 
     def watching(self) -> contextlib.AbstractContextManager[socket.socket]:
         link = Link(self._address, "beacon-proxy tail", _nothing, quiet=True)
