@@ -163,6 +163,22 @@ def test_who_leaves_leaves_his_share_and_who_dies_keeps_it_for_a_time() -> None:
     assert set(stream.last) == {"a"}, "what the dead one left is swept away"
 
 
+def test_who_waits_for_the_share_of_the_dead_knows_it() -> None:
+    """All were killed, and one was started at once: it may send nothing, and says why; not while others are only slow."""
+    stream = Stream()
+    dead = [One(who, stream, 4) for who in "ab"]
+    now = settle(dead, 0)
+    new = One("c", stream, 4)
+    new.whole_turn(now)
+    assert new.sharing.waits_for == {}
+    now = settle([new], now, 3)
+    assert shares([new], now) == [0]
+    assert set(new.sharing.waits_for) == {"a", "b"}
+    waited = max(new.sharing.waits_for.values())
+    now = settle([new], now, 2 + waited // 1000)
+    assert (shares([new], now), new.sharing.waits_for) == ([4], {})
+
+
 def test_who_cannot_reach_the_others_sends_nothing_after_a_while_and_then_joins_anew() -> None:
     """They count it out, and share what was its."""
     stream = Stream()

@@ -24,6 +24,8 @@ STALE_MS = 5_000
 MARGIN_MS = STALE_MS
 """A forwarder is counted out when it was silent for longer than STALE_MS and an attempt by so much: a turn that was begun within
 STALE_MS may itself take as long, and an attempt may begin, and end, a little late."""
+SILENT_MS = 2_500
+"""One who has left nothing new for so long may have died."""
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -93,6 +95,10 @@ class Roll:
                 living.add(who)
         return living
 
+    def silent_ms(self, who: str, now_ms: int) -> int:
+        """For how long nothing new was read of it."""
+        return now_ms - self._seen[who][1]
+
 
 class Sharing:
     """One forwarder's side of it: `words` before each turn, `hear` after it, `share` whenever a request is to begin."""
@@ -104,6 +110,8 @@ class Sharing:
         self._roll = Roll()
         self._turn_ms: int | None = None
         """When the last turn began that was completed."""
+        self.waits_for: dict[str, int] = {}
+        """Forwarders that are silent, and whose claims leave nothing for us somewhere → ms until they are counted out."""
         self._crowded_ms: int | None = None
         """When others were last heard without our words being left, for want of room."""
 
@@ -123,9 +131,13 @@ class Sharing:
         everybody = list(left)
         said = {one.who: self._understood(one.words) for one in everybody}
         living = self._roll.call({one.who: (one.mark, said[one.who].gone_after_ms) for one in everybody}, asked_ms, got_ms)
+        silent = {who: ms for who in living if (ms := self._roll.silent_ms(who, asked_ms)) >= SILENT_MS}
+        self.waits_for = {}
         for upstream, share in self._shares.items():
             claims = {who: said[who].upstreams[upstream] for who in living if upstream in said[who].upstreams}
             (share.look if crowded_out else share.read)(self._me, claims)
+            if share.fair and not share.usable and share.free <= 0:
+                self.waits_for |= {who: said[who].gone_after_ms - ms for who, ms in silent.items() if who in claims}
         if crowded_out:
             self._crowded_ms = asked_ms
         else:
