@@ -144,6 +144,7 @@ class Mover:
             self._forget(path)
             lane = None
         if lane is None:
+            mark.look(self._directory, self._names.base)  # as long as there was none, another spool may have taken it
             lane = self._lanes[path] = LaneTransfer(path)
         return lane
 
