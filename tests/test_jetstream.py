@@ -5,6 +5,7 @@ import contextlib
 import re
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -33,7 +34,7 @@ from proxy.spool.jetstream.address import Address
 from proxy.spool.jetstream.book import Book, _balance
 from proxy.spool.jetstream.flight import Flights, Source
 from proxy.spool.jetstream.intake import JetStreamIntake
-from proxy.spool.jetstream.link import Link
+from proxy.spool.jetstream.link import Link, in_words
 from proxy.spool.jetstream.names import Names, token, untoken
 from proxy.spool.jetstream.outlet import JetStreamOutlet
 from proxy.spool.jetstream.publisher import Message, Publisher
@@ -587,6 +588,30 @@ def test_without_a_server_beacons_are_refused_until_it_is_there(server: NatsServ
         assert names(wait_for(lambda: outlet.claim(10, 0), "the hit")) == ["b"]
         wait_for(lambda: spool.unready(config) == "", "whoever looks from outside to be connected again")
         assert wait_for(lambda: outlet.ledger().total(REFUSED), "the refusal's count") == 1
+
+
+def test_why_there_is_no_connection_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name mistyped, a port of something else; and where the servers are there and do not answer."""
+    monkeypatch.setattr("proxy.spool.jetstream.link.CONNECT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        config = SpoolConfig(f"nats://127.0.0.1:{mute.getsockname()[1]}?stream=x")
+        wait_for(lambda: "is it NATS that listens there?" in spool.unready(config), "the reason")
+    assert in_words(socket.gaierror(-2, "Name or service not known")) == "no such host is known"
+    assert "a stream has no leader just now" in in_words(TimeoutError())
+
+
+def test_of_several_servers_the_one_that_is_gone_is_named(server: NatsServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """The others are there: that is no error."""
+    address = Address((server.url, "nats://127.0.0.1:1"))
+    link = Link(address, "test", lambda client: asyncio.sleep(0))
+    assert link.wait_open()
+    server.kill()
+    wait_for(lambda: link.trouble, "the loss")
+    [told] = [line for line in capsys.readouterr().err.splitlines() if "the connection is lost" in line]
+    link.close()
+    assert '"warning"' in told
+    assert f"127.0.0.1:{server.port}: the connection" in told
+    assert "127.0.0.1:1:" not in told
 
 
 def test_a_server_that_hangs_makes_one_visitor_wait_and_not_all(server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:

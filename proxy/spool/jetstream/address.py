@@ -43,6 +43,8 @@ def parse(url: str) -> Address:
             "expected no user, password or token in the URL, which is shown in logs and lists of processes; put it into a file: "
             "?credentials=FILE, ?nkey=FILE or ?token_file=FILE"
         )
+    if url.partition("?")[0].count("://") > 1:
+        raise ValueError(f"expected nats:// once, before the first host: {EXAMPLE}")
     if parts.scheme != "nats" or parts.path not in ("", "/") or parts.fragment:
         raise ValueError(f"expected {EXAMPLE}")
     servers = tuple(_server(host) for host in parts.netloc.split(","))
@@ -70,5 +72,5 @@ def _server(host: str) -> str:
     match = _HOST.fullmatch(host)
     port = int(match[3] or PORT) if match else 0
     if match is None or not 0 < port < 65536:
-        raise ValueError(f"expected {EXAMPLE}")
+        raise ValueError(f"found {host!r}, expected HOST or HOST:PORT with a port up to 65535 (else {PORT}), as in {EXAMPLE}")
     return f"nats://{match[1]}:{port}"

@@ -21,7 +21,7 @@ from proxy.outcome import Outcome
 from proxy.spool.jetstream import api, streams
 from proxy.spool.jetstream.address import parse
 from proxy.spool.jetstream.ids import Ids
-from proxy.spool.jetstream.link import Link
+from proxy.spool.jetstream.link import Link, in_words
 from proxy.spool.jetstream.names import BY_COLLECTOR, Names
 from proxy.spool.jetstream.publisher import Publisher
 from proxy.spool.jetstream.refusal import for_want_of_room
@@ -91,7 +91,7 @@ class JetStreamIntake(Entered):
                 if isinstance(error, SpoolError) and rescue is None:
                     self._link.close()
                     raise
-                log.warning("the spool is not ready yet", reason=str(error) or type(error).__name__)
+                log.warning("the spool is not ready yet", reason=in_words(error))
         self._bell = asyncio.Event()
         self._runner = asyncio.run_coroutine_threadsafe(self._run(), self._link.loop)
         for call in (self._look(), self._tally.run(self._link, self._patience_s)):

@@ -23,7 +23,7 @@ from proxy.spool.jetstream import api, streams
 from proxy.spool.jetstream.address import parse
 from proxy.spool.jetstream.book import Book
 from proxy.spool.jetstream.flight import Flights, Source
-from proxy.spool.jetstream.link import Link
+from proxy.spool.jetstream.link import Link, in_words
 from proxy.spool.jetstream.names import Names
 from proxy.spool.jetstream.peers import JetStreamPeers
 from proxy.spool.jetstream.pull import Puller
@@ -180,7 +180,7 @@ class JetStreamOutlet:
 
     def _in_trouble(self, error: Exception) -> None:
         if self._told_of.begins():
-            log.error("spool in trouble", reason=str(error) or type(error).__name__)
+            log.error("spool in trouble", reason=in_words(error))
 
     async def _subscribe(self, client: "Client") -> None:
         await self._puller.subscribe(client)
