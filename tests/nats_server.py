@@ -21,12 +21,14 @@ BINARY = Path(sys.executable).with_name("nats-server")
 class NatsServer:
     """Started when made; may be killed and started again, on the same port and with what it has stored."""
 
-    def __init__(self, directory: Path, config: str = "") -> None:
+    def __init__(self, directory: Path, config: str = "", most: str = "") -> None:
+        """`config`: more of its configuration. `most`: what it stores in all."""
         self.directory, self.port = directory, free_port()
         directory.mkdir(parents=True, exist_ok=True)
         self._config = directory / "nats.conf"
+        most = most and f", max_file_store: {most}"
         self._config.write_text(
-            f'listen: "127.0.0.1:{self.port}"\njetstream {{ store_dir: "{directory}/store" }}\n'
+            f'listen: "127.0.0.1:{self.port}"\njetstream {{ store_dir: "{directory}/store"{most} }}\n'
             f'max_payload: 1MB\nlogfile: "{directory}/nats.log"\n{config}'
         )
         self.start()

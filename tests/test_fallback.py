@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -276,12 +277,12 @@ def test_a_stream_that_does_not_answer_costs_other_sites_no_time(config: SpoolCo
     """Its own visitors wait once for a second, then it is left alone for a while; and the servers do not pass for hung ones."""
     ensure, tries = streams.ensure_stream, 0
 
-    async def silent(client: Any, wanted: streams.Config) -> None:
+    async def silent(client: Any, wanted: streams.Config, births: streams.Births) -> None:
         nonlocal tries
         if wanted["name"].endswith("_hits_bad"):
             tries += 1
             await asyncio.sleep(60)
-        await ensure(client, wanted)
+        await ensure(client, wanted, births)
 
     async def timed(intake: FallbackIntake, site: str) -> float:
         began = time.monotonic()
@@ -727,6 +728,30 @@ def test_a_directory_is_one_spools(server: NatsServer, config: SpoolConfig) -> N
     marked.unlink()
     spool.prepare(other)
     assert marked.read_text() == f"{stream}-other\n"
+
+
+def test_a_directory_in_which_nothing_ever_waited_is_whose_who_needs_it(
+    config: SpoolConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that did not start leaves nothing, or a mark and no lane. Whoever marked it before another's lane notices."""
+    other = replace(config, url=config.url + "-other")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "nats.aio.client", None)
+        with pytest.raises(SpoolError, match="nats-py"):
+            spool.prepare(config)
+    assert not lanes(config).exists()
+    spool.prepare(config)
+    first = Mover(config)
+    held = first._hold()
+    assert held is not None
+    with opened(other) as intake:
+        intake._lane.append_blocking(hit("a"))
+        with pytest.raises(SpoolError, match="give each service"):
+            first._lane(file.lane_files(lanes(config))[0])
+        with pytest.raises(SpoolError, match="give each service"):
+            FallbackIntake(config)
+    first._link.close()
+    os.close(held)
 
 
 def test_a_mover_that_waits_for_long_says_so_once(config: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:

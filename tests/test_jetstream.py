@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import re
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -32,11 +34,12 @@ from proxy.spool.jetstream.address import Address
 from proxy.spool.jetstream.book import Book, _balance
 from proxy.spool.jetstream.flight import Flights, Source
 from proxy.spool.jetstream.intake import JetStreamIntake
-from proxy.spool.jetstream.link import Link
+from proxy.spool.jetstream.link import Link, in_words
 from proxy.spool.jetstream.names import Names, token, untoken
 from proxy.spool.jetstream.outlet import JetStreamOutlet
 from proxy.spool.jetstream.publisher import Message, Publisher
 from proxy.spool.jetstream.pull import Pulled
+from proxy.spool.jetstream.settler import CREDIT
 from proxy.spool.port import (
     RECEIVED,
     REFUSED,
@@ -407,6 +410,65 @@ def test_a_stream_of_another_configuration_is_reported_and_left_alone(config: Sp
             intake.append_blocking(hit("b"))
 
 
+def test_a_stream_whose_hits_never_go_is_not_delivered_from(config: SpoolConfig) -> None:
+    """Each would be there for ever. Whatever else is wrong with a stream: what is stored there is delivered."""
+    with opened(config) as (intake, outlet):
+        intake.append_blocking(hit("a", site="short"), hit("b"))
+        place = Names(config.url.partition("stream=")[2])
+        client = intake._link.client()
+        assert client is not None
+        wanted = {**streams.hits_stream(place, "short", 1), "duplicate_window": 5 * streams.SECOND}
+        intake._link.run(api.ask(client, f"STREAM.UPDATE.{place.hits_stream('short')}", wanted), 5.0)
+        assert sorted(names(wait_for(lambda: outlet.claim(10, 0), "both"))) == ["a", "b"]
+        wanted = {**streams.hits_stream(place, "kept", 1), "retention": "limits"}
+        intake._link.run(api.ask(client, f"STREAM.CREATE.{place.hits_stream('kept')}", wanted), 5.0)
+        with pytest.raises(SpoolError, match=r"_hits_kept: retention is limits, expected workqueue; change it"):
+            JetStreamOutlet(config)
+
+
+def test_trouble_lasts_until_what_failed_succeeds(nats_server: NatsServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """One server cannot be three. That the rest of it answers is no end of that."""
+    config = nats_server.spool(secrets.token_hex(4), replicas=3)
+    outlet = JetStreamOutlet(config)
+    try:
+        for _ in range(3):
+            assert outlet.claim(10, 0) == []
+            outlet._next_prepare = min(outlet._next_prepare, 0.0)
+        assert outlet.peers.exchange(b"x") is None
+        outlet._replicas = 1
+        assert outlet.claim(10, 0) == []
+        told = capsys.readouterr().err
+        assert told.count("spool in trouble") == 1
+        assert "set replicas=1 in the spool's URL" in told
+        assert "works again" not in told, "its words are not left yet"
+        assert outlet.peers.exchange(b"x") == []
+        assert "works again" in capsys.readouterr().err
+    finally:
+        outlet.close()
+
+
+def test_a_stream_that_was_deleted_is_told_of_by_whoever_sees_it_made_anew(
+    config: SpoolConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever made it, or had it among its sources. What waited there is missing from the content, and told as that."""
+    with opened(config) as (intake, outlet):
+        intake.append_blocking(hit("a"), hit("b"))
+        assert len(wait_for(lambda: outlet.claim(1, 0), "one of them")) == 1
+        assert spool.ledger_of(config).pending == 2
+        client, stream = intake._link.client(), intake._names.hits_stream("default")
+        assert client is not None
+        intake._link.run(api.ask(client, f"STREAM.DELETE.{stream}"), 5.0)
+        assert spool.ledger_of(config).pending == 0
+        intake._shelf._made.clear()  # as after the first that is not acknowledged
+        intake.append_blocking(hit("c"))
+        wait_for(lambda: outlet.claim(1, 0), "the new one")
+        assert spool.ledger_of(config).pending == 1
+        told = [line for line in capsys.readouterr().err.splitlines() if "a stream was gone and is made anew" in line]
+        assert len(told) == 2
+        assert all(stream in line for line in told)
+        assert spool.ledger_off(config, 1) == 2
+
+
 def test_a_site_whose_stream_does_not_answer_is_not_told_as_zero(config: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """What this reader read last is repeated; what it never read is left out. It is no corrupt lane."""
     with opened(config) as (intake, outlet):
@@ -513,7 +575,7 @@ def test_without_a_server_beacons_are_refused_until_it_is_there(server: NatsServ
         for attempt in (outlet.ledger, lambda: spool.ledger_of(config)):
             with pytest.raises(SpoolError, match=r"127\.0\.0\.1"):
                 attempt()
-        assert "127.0.0.1" in spool.unready(config)
+        assert re.search(r"127\.0\.0\.1:\d+: Connection refused; start the servers", spool.unready(config))
         server.start()
 
         def stored() -> bool:
@@ -526,6 +588,30 @@ def test_without_a_server_beacons_are_refused_until_it_is_there(server: NatsServ
         assert names(wait_for(lambda: outlet.claim(10, 0), "the hit")) == ["b"]
         wait_for(lambda: spool.unready(config) == "", "whoever looks from outside to be connected again")
         assert wait_for(lambda: outlet.ledger().total(REFUSED), "the refusal's count") == 1
+
+
+def test_why_there_is_no_connection_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name mistyped, a port of something else; and where the servers are there and do not answer."""
+    monkeypatch.setattr("proxy.spool.jetstream.link.CONNECT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        config = SpoolConfig(f"nats://127.0.0.1:{mute.getsockname()[1]}?stream=x")
+        wait_for(lambda: "is it NATS that listens there?" in spool.unready(config), "the reason")
+    assert in_words(socket.gaierror(-2, "Name or service not known")) == "no such host is known"
+    assert "a stream has no leader just now" in in_words(TimeoutError())
+
+
+def test_of_several_servers_the_one_that_is_gone_is_named(server: NatsServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """The others are there: that is no error."""
+    address = Address((server.url, "nats://127.0.0.1:1"))
+    link = Link(address, "test", lambda client: asyncio.sleep(0))
+    assert link.wait_open()
+    server.kill()
+    wait_for(lambda: link.trouble, "the loss")
+    [told] = [line for line in capsys.readouterr().err.splitlines() if "the connection is lost" in line]
+    link.close()
+    assert '"warning"' in told
+    assert f"127.0.0.1:{server.port}: the connection" in told
+    assert "127.0.0.1:1:" not in told
 
 
 def test_a_server_that_hangs_makes_one_visitor_wait_and_not_all(server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -634,7 +720,7 @@ def test_what_a_forwarder_published_is_found_again(config: SpoolConfig) -> None:
 def test_a_missing_package_is_named(config: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is an extra: not everybody has many machines."""
     monkeypatch.setitem(sys.modules, "nats.aio.client", None)
-    with pytest.raises(SpoolError, match=r"pip install 'beacon-proxy\[nats\]'"):
+    with pytest.raises(SpoolError, match=r"pip install 'nats-py\[nkeys\]'"):
         JetStreamIntake(config)
 
 
@@ -909,6 +995,33 @@ def test_what_was_not_recorded_is_not_acknowledged(config: SpoolConfig, monkeypa
             assert (outlet.ledger().pending, outlet.ledger().total(Outcome.REJECTED)) == (1, 0)
         outlet.settle([])
         assert (outlet.ledger().pending, outlet.ledger().total(Outcome.REJECTED)) == (0, 1)
+
+
+def test_endings_that_find_no_room_to_be_recorded_make_it(tmp_path: Path) -> None:
+    """A server that is full takes no record, and only acknowledgements make room: some come first, none of a dead letter's. In
+    the end each is recorded."""
+    server = NatsServer(tmp_path / "nats", most="256KB")
+    try:
+        with opened(server.spool("full")) as (intake, outlet):
+            while _stored(intake, "x" * 2000):
+                pass
+            with pytest.raises(SpoolRefused, match=r"no room: insufficient resources: raise their max_file_store.*max_bytes"):
+                intake.append_blocking(hit("more"))
+            claims = outlet.claim(1000, 0)
+            settled(outlet, claims[:1], DIED)
+            assert outlet.ledger().pending == len(claims)
+            settled(outlet, claims[1:30], Final(Outcome.BOT))
+            assert outlet.ledger().pending == len(claims) - CREDIT
+            settled(outlet, claims[30:], DELIVERED)
+            wait_for(lambda: not (outlet.settle([]), outlet._settler.kept)[1], "the rest to be recorded")
+            ledger = outlet.ledger()
+            assert (ledger.total(Outcome.BOT), ledger.total(Outcome.REJECTED), ledger.pending) == (29, 1, 0)
+            assert ledger.total(Outcome.DELIVERED) == len(claims) - 30
+            intake._full = ""  # the next look does that
+            intake._shelf._shunned.clear()
+            intake.append_blocking(hit("after"))
+    finally:
+        server.stop()
 
 
 def test_a_hit_that_is_held_for_long_is_not_given_to_another(config: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,12 +15,14 @@ from urllib.parse import parse_qs, urlsplit
 import msgspec
 import pytest
 from conftest import ProxyProcess, free_port, wait_for
+from msgspec.structs import replace
 from nats_server import NatsServer
 from test_spool import hit
 
 from proxy import spool
 from proxy.admin.report import Report, read_report
 from proxy.admin.summary import read, render
+from proxy.spool.fallback.intake import FallbackIntake
 from proxy.spool.jetstream.intake import JetStreamIntake
 from proxy.spool.port import SpoolConfig
 
@@ -205,6 +207,28 @@ def test_a_share_of_a_forwarder_that_died_or_hangs_is_free_when_nothing_of_it_ca
     delivered = spool.ledger_of(load.config).total("delivered")
     assert delivered <= len(upstream.names) <= load.sent
     assert spool.ledger_of(load.config).pending == load.sent - delivered
+
+
+def test_a_store_that_is_full_is_emptied(upstream: CountingUpstream, tmp_path: Path) -> None:
+    """No forwarder can leave a word there. It delivers all the same, and what waits in the fallback follows."""
+    server = NatsServer(tmp_path / "nats", most="128KB")
+    config = replace(server.spool("full"), fallback=f"sqlite:{tmp_path / 'fallback'}")
+    forwarder = None
+    try:
+        intake, sent = FallbackIntake(config), 0
+        while spool.fallback_pending(config) < 3:
+            intake.append_blocking(replace(hit(f"n{sent}"), user_agent="x" * 2000))
+            sent += 1
+        intake.close()
+        forwarder = ProxyProcess(tmp_path / "spool", upstream.url, "forward", SPOOL=config.url, FALLBACK=config.fallback)
+        wait_for(lambda: spool.ledger_of(config).total("delivered") == sent, "all to be delivered")
+        assert upstream.names == {f"n{n}": 1 for n in range(sent)}
+        assert forwarder.stop() == 0
+        assert "raise their max_file_store" in forwarder.log.read_text()
+    finally:
+        if forwarder is not None and forwarder.process.poll() is None:
+            forwarder.kill()
+        server.stop()
 
 
 def test_a_forwarder_without_a_share_holds_nothing_back_and_takes_over(

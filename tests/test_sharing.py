@@ -163,6 +163,22 @@ def test_who_leaves_leaves_his_share_and_who_dies_keeps_it_for_a_time() -> None:
     assert set(stream.last) == {"a"}, "what the dead one left is swept away"
 
 
+def test_who_waits_for_the_share_of_the_dead_knows_it() -> None:
+    """All were killed, and one was started at once: it may send nothing, and says why; not while others are only slow."""
+    stream = Stream()
+    dead = [One(who, stream, 4) for who in "ab"]
+    now = settle(dead, 0)
+    new = One("c", stream, 4)
+    new.whole_turn(now)
+    assert new.sharing.waits_for == {}
+    now = settle([new], now, 3)
+    assert shares([new], now) == [0]
+    assert set(new.sharing.waits_for) == {"a", "b"}
+    waited = max(new.sharing.waits_for.values())
+    now = settle([new], now, 2 + waited // 1000)
+    assert (shares([new], now), new.sharing.waits_for) == ([4], {})
+
+
 def test_who_cannot_reach_the_others_sends_nothing_after_a_while_and_then_joins_anew() -> None:
     """They count it out, and share what was its."""
     stream = Stream()
@@ -212,6 +228,32 @@ def test_the_time_after_which_one_is_gone_is_its_own() -> None:
     """Its attempts may last longer than those of who reads it."""
     words = msgspec.json.decode(Sharing("a", {UPSTREAM: 1}, 60_000).words({UPSTREAM: 0}, 0), type=Words)
     assert words.gone_after_ms == 60_000 + STALE_MS + MARGIN_MS
+
+
+def test_where_words_find_no_room_one_request_at_a_time_makes_some() -> None:
+    """As far as the claims of others leave it, and not beside what may be used from before. With room all is as ever."""
+    stream = Stream()
+    crowded, other = One("a", stream, 4), One("b", stream, 4)
+
+    def look(now: int) -> None:
+        crowded.begin(now)
+        crowded.sharing.hear([left for left in stream.last.values() if left.who != "a"], now, now, crowded_out=True)
+
+    look(0)
+    assert shares([crowded], 0) == [1]
+    assert shares([crowded], STALE_MS + 1) == [0]
+    now = settle([other], STALE_MS)
+    look(now)
+    assert shares([crowded, other], now) == [0, 4]
+    now = settle([crowded, other], now)
+    look(now)
+    assert shares([crowded, other], now) == [2, 2]
+    now += STALE_MS + 1
+    look(now)
+    assert shares([crowded], now) == [1]
+    crowded.turn = None
+    now = settle([crowded, other], now)
+    assert shares([crowded, other], now) == [2, 2]
 
 
 CALLS = ["step"] * 12 + ["turn"] * 6 + ["pass"] * 3 + ["lose", "cut off", "die", "leave", "join"]

@@ -18,6 +18,8 @@ def in_words(told: dict[str, Any]) -> str:
     """What an upstream does just now."""
     if told["state"] == "closed" and told["refusal"]:
         return f"refuses every beacon ({told['refusal']})"
+    if told["state"] == "closed" and not told["limit"] and told["forwarders"]:
+        return "has no share yet (that of forwarders that died is free after attempt_timeout + 10 s)"
     words = STATES.get(told["state"], str(told["state"]))
     return (
         f"{words} (from {told['working']} of {told['forwarders']} forwarders)"

@@ -8,6 +8,9 @@ Less is used at once, more only after the claim was left and the others' claims 
 theirs, the one who reads last sees what the other left (Dekker's rule): their sum is within the ceiling, however late or slow
 anybody is. What may be used is used for STALE_MS after the last such turn; of a forwarder that is silent for longer than that
 and its attempts can last, nothing is in flight any more, and the others count it out.
+
+Who cannot leave a claim since the spool is full has one request at a time, where those of the others leave it: else nothing would
+ever make room. So the sum may pass the ceiling, by one for each such forwarder.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,6 +24,8 @@ STALE_MS = 5_000
 MARGIN_MS = STALE_MS
 """A forwarder is counted out when it was silent for longer than STALE_MS and an attempt by so much: a turn that was begun within
 STALE_MS may itself take as long, and an attempt may begin, and end, a little late."""
+SILENT_MS = 2_500
+"""One who has left nothing new for so long may have died."""
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -52,8 +57,8 @@ class _Share:
 
     def __init__(self, ceiling: int) -> None:
         self.ceiling = ceiling
-        self.fair = 0
-        """What it should be, by the last reading."""
+        self.fair = self.free = 0
+        """What it should be, and what the others' claims leave, by the last reading."""
         self.usable = 0
         self.claimed = 0
         """What was left for the others to read."""
@@ -62,10 +67,14 @@ class _Share:
         return max(self.fair, self.usable, in_flight)
 
     def read(self, me: str, others: Mapping[str, Claim]) -> None:
+        """After our claim was left."""
+        self.look(me, others)
+        self.usable = min(self.fair, max(self.usable, min(self.claimed, self.free)))
+
+    def look(self, me: str, others: Mapping[str, Claim]) -> None:
         ceiling = min(self.ceiling, *(other.ceiling for other in others.values())) if others else self.ceiling
-        free = ceiling - sum(other.claim for other in others.values())
+        self.free = ceiling - sum(other.claim for other in others.values())
         self.fair = fair_share(ceiling, [me, *others], me)
-        self.usable = min(self.fair, max(self.usable, min(self.claimed, free)))
 
 
 class Roll:
@@ -86,6 +95,10 @@ class Roll:
                 living.add(who)
         return living
 
+    def silent_ms(self, who: str, now_ms: int) -> int:
+        """For how long nothing new was read of it."""
+        return now_ms - self._seen[who][1]
+
 
 class Sharing:
     """One forwarder's side of it: `words` before each turn, `hear` after it, `share` whenever a request is to begin."""
@@ -97,6 +110,10 @@ class Sharing:
         self._roll = Roll()
         self._turn_ms: int | None = None
         """When the last turn began that was completed."""
+        self.waits_for: dict[str, int] = {}
+        """Forwarders that are silent, and whose claims leave nothing for us somewhere → ms until they are counted out."""
+        self._crowded_ms: int | None = None
+        """When others were last heard without our words being left, for want of room."""
 
     def words(self, in_flight: Mapping[str, int], now_ms: int) -> bytes:
         """What to leave. Who was silent for too long may have been counted out, and begins anew."""
@@ -107,20 +124,33 @@ class Sharing:
         claims = {upstream: Claim(share.ceiling, share.claimed) for upstream, share in self._shares.items()}
         return msgspec.json.encode(Words(self._gone_after_ms, claims))
 
-    def hear(self, left: Iterable[Left], asked_ms: int, got_ms: int) -> list[Left]:
-        """What all others have left, read after the words were. Those who are gone, to be forgotten."""
+    def hear(self, left: Iterable[Left], asked_ms: int, got_ms: int, crowded_out: bool = False) -> list[Left]:
+        """What all others have left, read after the words were, unless the spool had no room for them. Those who are gone, to be
+        forgotten.
+        """
         everybody = list(left)
         said = {one.who: self._understood(one.words) for one in everybody}
         living = self._roll.call({one.who: (one.mark, said[one.who].gone_after_ms) for one in everybody}, asked_ms, got_ms)
+        silent = {who: ms for who in living if (ms := self._roll.silent_ms(who, asked_ms)) >= SILENT_MS}
+        self.waits_for = {}
         for upstream, share in self._shares.items():
             claims = {who: said[who].upstreams[upstream] for who in living if upstream in said[who].upstreams}
-            share.read(self._me, claims)
-        self._turn_ms = asked_ms
+            (share.look if crowded_out else share.read)(self._me, claims)
+            if share.fair and not share.usable and share.free <= 0:
+                self.waits_for |= {who: said[who].gone_after_ms - ms for who, ms in silent.items() if who in claims}
+        if crowded_out:
+            self._crowded_ms = asked_ms
+        else:
+            self._turn_ms = asked_ms
         return [one for one in everybody if one.who not in living]
 
     def share(self, upstream: str, now_ms: int) -> int:
         """Most requests in flight there just now."""
-        return self._shares[upstream].usable if self._may_use(now_ms) else 0
+        share = self._shares[upstream]
+        if self._may_use(now_ms):
+            return share.usable
+        crowded_out = self._crowded_ms is not None and now_ms - self._crowded_ms <= STALE_MS
+        return int(crowded_out and min(share.fair, share.free) > 0)
 
     def fair(self, upstream: str) -> int:
         """What that will be once all have read of each other."""

@@ -14,6 +14,7 @@ from proxy.forward import clock as clocks
 from proxy.forward.config import ForwarderConfig
 from proxy.forward.route import Route, RouteStats, monotonic_ms
 from proxy.forward.sharing import Sharing
+from proxy.log import Trouble, log
 from proxy.spool.peers import Peers
 from proxy.spool.port import Outlet, Tapped
 
@@ -103,6 +104,7 @@ class Among:
         self._took_turn_ms: int | None = None
         self._told_ms: int | None = None
         self._news = False
+        self._waiting = Trouble()
 
     def route(self, upstream: str) -> Route:
         return Route(upstream, partial(self._sharing.share, upstream), RouteStats())
@@ -143,16 +145,31 @@ class Among:
         asked_ms = self._took_turn_ms = monotonic_ms()
         words = self._sharing.words(in_flight, asked_ms)
         left = await self._off_loop(self._peers.exchange, words)
+        if crowded_out := left is None and self._peers.crowded_out:
+            left = await self._off_loop(self._peers.look)
         if left is not None:
-            for gone in self._sharing.hear(left, asked_ms, monotonic_ms()):
+            for gone in self._sharing.hear(left, asked_ms, monotonic_ms(), crowded_out):
                 await self._off_loop(self._peers.forget, gone)
+            self._tell_of_waiting()
         self._news = self._sharing.has_news({route.upstream: route.pace.in_flight for route in routes})
         for route in routes:
             if left is not None and not self._sharing.fair(route.upstream):
                 queued = list(route.queue)
                 route.queue.clear()
                 await self._off_loop(self._peers.give_back, queued, route.sites)
-        return left is not None
+        return left is not None and not crowded_out
+
+    def _tell_of_waiting(self) -> None:
+        if waits_for := self._sharing.waits_for:
+            if self._waiting.begins():
+                seconds = -(-max(waits_for.values()) // 1000)
+                log.warning(
+                    "nothing is sent yet: forwarders that ended without saying so, or hang, have the share",
+                    forwarders=sorted(waits_for),
+                    at_most_s=seconds,
+                )
+        elif self._waiting.ends():
+            log.info("the share is free")
 
     async def _add_figures(self, routes: Iterable[Route], clock: clocks.Seen) -> bool:
         """Whether they were added; if not, they wait for the next time."""

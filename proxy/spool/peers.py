@@ -26,6 +26,12 @@ class Peers(Protocol):
         the words may be there.
         """
 
+    crowded_out: bool
+    """Whether our last words were not stored since the spool has no room for them."""
+
+    def look(self) -> list[Left] | None:
+        """Only read what all others left last. None: not just now."""
+
     def forget(self, gone: Left) -> None:
         """It is gone, and what it left can go; but for what it left since then."""
 

@@ -35,6 +35,7 @@ class FallbackIntake(Entered):
         mark.put(directory, parse(config.url).stream)
         self._lane = Lane(str(directory), config)
         try:
+            mark.put(directory, parse(config.url).stream)
             self._engine = JetStreamIntake(
                 replace(config, commit_timeout_s=min(config.commit_timeout_s, WAIT_S)), self._take_over
             )

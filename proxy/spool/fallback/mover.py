@@ -25,6 +25,7 @@ from proxy.spool.jetstream.link import Link
 from proxy.spool.jetstream.login import login
 from proxy.spool.jetstream.names import BY_COLLECTOR, Names
 from proxy.spool.jetstream.publisher import Publisher, lasting
+from proxy.spool.jetstream.refusal import for_want_of_room
 from proxy.spool.jetstream.shelf import Shelf
 from proxy.spool.port import SpoolConfig, SpoolError
 from proxy.spool.sqlite import file
@@ -32,7 +33,7 @@ from proxy.spool.sqlite import file
 LOOK_S = 0.5
 """Between two looks whether there is anything to move, and two tries after one that failed."""
 ROOM_S = 5.0
-"""Between two looks whether the spool has room."""
+"""Between two looks whether the spool has room; so long it rests when the servers have none."""
 PATIENCE_S = 3.0
 """For the acknowledgements of a batch."""
 REST_S = 1.0
@@ -143,6 +144,7 @@ class Mover:
             self._forget(path)
             lane = None
         if lane is None:
+            mark.look(self._directory, self._names.base)  # as long as there was none, another spool may have taken it
             lane = self._lanes[path] = LaneTransfer(path)
         return lane
 
@@ -162,6 +164,10 @@ class Mover:
             moved = [row for row, error in zip(rows, errors, strict=True) if not error]
             if not moved and not any(map(lasting, errors)) and not self._answers():
                 break  # it is not for the sake of one of them
+            if any(map(for_want_of_room, errors)):
+                self._room_looked, self._has_room = time.monotonic(), False
+                lane.end(moved, [])
+                return len(moved)
             lane.end(moved, [row for row, error in zip(rows, errors, strict=True) if error])
             if moved:
                 return len(moved)

@@ -32,10 +32,10 @@ class FallbackPlace(JetStreamPlace):
         self._directory = config.fallback.partition(":")[2]
 
     def prepare(self) -> None:
+        super().look_at()  # a missing package or file is told at the start, before anything is made
         survey.prepare_directory(self._directory, "fallback")
         mark.put(Path(self._directory), self._address.stream)
         file.keep_reserve(Path(self._directory))  # without it the lane would pass for a full one until it is first used
-        super().look_at()  # a missing package or file is told at the start
         try:
             super().prepare()
         except SpoolError as error:  # whatever it is, beacons have a place meanwhile
@@ -69,9 +69,9 @@ class FallbackPlace(JetStreamPlace):
     def _lanes(self) -> Ledger:
         return survey.read_ledger(self._directory)
 
-    def _ask(self, call: Callable[["Client"], Coroutine[Any, Any, T]]) -> T:
+    def _ask(self, call: Callable[["Client"], Coroutine[Any, Any, T]], *patience_s: float) -> T:
         try:
-            return super()._ask(call)
+            return super()._ask(call, *patience_s)
         except SpoolError as error:
             waits = ""
             with contextlib.suppress(SpoolError, OSError, sqlite3.Error):  # lanes that cannot be read: nothing is said of them

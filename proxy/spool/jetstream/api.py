@@ -3,6 +3,8 @@
 import json
 from typing import TYPE_CHECKING, Any
 
+from proxy.spool.jetstream.refusal import NO_ROOM, in_words
+
 if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.aio.msg import Msg
@@ -20,8 +22,13 @@ class ApiError(Exception):
     """JetStream said no. `number` is its err_code, 0 where nobody answered for the API."""
 
     def __init__(self, number: int, description: str) -> None:
-        super().__init__(description)
+        super().__init__(in_words(number, description))
         self.number = number
+
+    @property
+    def no_room(self) -> bool:
+        """Whether the servers are full."""
+        return self.number in NO_ROOM
 
 
 async def ask(client: "Client", what: str, body: Any = None, patience_s: float = PATIENCE_S) -> Any:
@@ -32,7 +39,7 @@ async def ask(client: "Client", what: str, body: Any = None, patience_s: float =
     try:
         answer = json.loads((await client.request(f"$JS.API.{what}", payload, timeout=patience_s)).data)
     except NoRespondersError:
-        raise ApiError(0, "JetStream is not enabled there, or this user may not use it") from None
+        raise ApiError(0, f"JetStream does not answer: {in_words(NOT_ENABLED, 'JetStream not enabled')}") from None
     if error := answer.get("error"):
         raise ApiError(error.get("err_code", 0), error.get("description", ""))
     return answer

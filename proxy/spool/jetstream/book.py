@@ -39,6 +39,8 @@ class Book:
         self._names = names
         self._before: dict[str, tuple[str, dict[str, int]]] = {}
         """What was read last of a site, and its stream's birth: one that was deleted and made again begins anew."""
+        self.lost = 0
+        """Hits that waited in streams which were deleted and made again, as far as this reader saw."""
 
     async def read(self, client: "Client") -> Ledger:
         """Raises ApiError or nats.errors.Error where it cannot be read."""
@@ -55,16 +57,18 @@ class Book:
         for site in {*stored, *dead, *counted} - silent:
             state = stored.get(site, {"last_seq": 0, "messages": 0})
             birth, before = self._before.get(site, ("", {}))
-            before = before if birth == born.get(site, "") else {}
+            if birth != born.get(site, ""):
+                self.lost += _pending(before) if birth and site in born else 0
+                before = {}
             of_site, rest = _balance(state, dead.get(site, {}), counted.get(site, {}), before)
             counts[site] = {name: n for name, n in of_site.items() if n}
             pending += rest
-        now = {site: (born.get(site, ""), of_site) for site, of_site in counts.items()}
         for site in silent & self._before.keys():
-            now[site] = self._before[site]
-            counts[site] = dict(now[site][1])
-            pending += counts[site].get(RECEIVED, 0) - sum(counts[site].get(outcome, 0) for outcome in Outcome)
-        self._before = now
+            counts[site] = dict(self._before[site][1])
+            pending += _pending(counts[site])
+        for site, of_site in counts.items():
+            if site in born or not self._before.get(site, ("", {}))[0]:
+                self._before[site] = (born.get(site, ""), of_site)
         return Ledger(counts, pending, min(filter(None, oldest), default=None), silent=tuple(sorted(silent)))
 
     async def _dead(self, client: "Client") -> Counts:
@@ -93,6 +97,10 @@ class Book:
             answer = await api.ask(client, f"STREAM.MSG.GET.{self._names.hits_stream(site)}", asked, streams.SILENT_S)
             return hits.decode(base64.b64decode(answer["message"]["data"])).received_ms
         return None
+
+
+def _pending(counts: dict[str, int]) -> int:
+    return counts.get(RECEIVED, 0) - sum(counts.get(outcome, 0) for outcome in Outcome)
 
 
 def _balance(state: Any, dead: dict[str, int], counted: dict[str, int], before: dict[str, int]) -> tuple[dict[str, int], int]:

@@ -21,9 +21,10 @@ from proxy.outcome import Outcome
 from proxy.spool.jetstream import api, streams
 from proxy.spool.jetstream.address import parse
 from proxy.spool.jetstream.ids import Ids
-from proxy.spool.jetstream.link import Link
+from proxy.spool.jetstream.link import Link, in_words
 from proxy.spool.jetstream.names import BY_COLLECTOR, Names
 from proxy.spool.jetstream.publisher import Publisher
+from proxy.spool.jetstream.refusal import for_want_of_room
 from proxy.spool.jetstream.shelf import Shelf
 from proxy.spool.jetstream.tally import Tally
 from proxy.spool.jetstream.tap import Tap
@@ -90,7 +91,7 @@ class JetStreamIntake(Entered):
                 if isinstance(error, SpoolError) and rescue is None:
                     self._link.close()
                     raise
-                log.warning("the spool is not ready yet", reason=str(error) or type(error).__name__)
+                log.warning("the spool is not ready yet", reason=in_words(error))
         self._bell = asyncio.Event()
         self._runner = asyncio.run_coroutine_threadsafe(self._run(), self._link.loop)
         for call in (self._look(), self._tally.run(self._link, self._patience_s)):
@@ -192,6 +193,8 @@ class JetStreamIntake(Entered):
                     self.hangs, self._stored = {}, time.monotonic()
                 elif time.monotonic() - began >= 0.9 * self._patience_s and self._stored < began:
                     self.hangs |= {hit.site: error for (hit, _), error in zip(batch, errors, strict=True)}
+                if full := next(filter(for_want_of_room, errors), ""):
+                    self._full = full  # until the next look: the room that deliveries make is for what they have to store, first
             self._tell(batch, ids, errors, left)
             self.note(next(filter(None, errors), ""))
         if not any(errors):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import socket
 import ssl
 import threading
 import time
@@ -30,6 +31,9 @@ MOVE_S = 10.0
 """Between two moves to another server because this one does not answer: an election may need that long."""
 OPEN_S = 3.0
 """How long whoever opens a link waits for its first connection."""
+
+
+NO_ANSWER = "the servers are connected and do not answer in time: a stream has no leader just now, or most of them are away"
 
 
 class ServersAway(SpoolError):
@@ -62,6 +66,8 @@ class Link:
         """How often it was connected: what was sent in an earlier one may not have arrived."""
         self._moved, self._shunned = float("-inf"), ""
         """When we last went to another server, and away from which."""
+        self._at = ""
+        """The server that we are, or were last, connected to."""
         self._name, self._quiet, self._patient = name, quiet, patient
         self._began = began
         self._login_refused = ""
@@ -122,7 +128,7 @@ class Link:
             if self.trouble:
                 raise self.unreachable() from None
             unanswered = isinstance(error, TimeoutError) and not self.denied
-            raise (ServersAway if unanswered else SpoolError)(f"spool: {self.denied or _words(error)}") from None
+            raise (ServersAway if unanswered else SpoolError)(f"spool: {self.denied or in_words(error)}") from None
 
     def unreachable(self) -> "ServersAway":
         """For the operator."""
@@ -190,7 +196,7 @@ class Link:
                 await self._when_up()
                 await closed.wait()
             except Exception as error:
-                self._down(_words(error))
+                self._down(_why_not_connected(error))
                 with contextlib.suppress(Exception):
                     await client.close()
             await asyncio.sleep(RECONNECT_S)
@@ -200,7 +206,7 @@ class Link:
         return sorted(self.address.servers, key=lambda url: (url == f"nats://{self._shunned}", random()))  # noqa: S311
 
     async def _when_wrong(self, error: Exception) -> None:
-        words = _words(error)
+        words = _why_not_connected(error)
         if "authorization" in words.lower() or "authentication" in words.lower():
             self._refuse(f"spool: {self._servers()}: the login is refused ({words}); {self._which_login()}")
         elif isinstance(error, ssl.SSLCertVerificationError):
@@ -219,25 +225,30 @@ class Link:
         self.trouble = reason
 
     async def _when_down(self) -> None:
-        self._down("the connection is lost")
+        self._down("the connection is lost", self._at)
 
     async def _when_up(self) -> None:
         self.generation += 1
+        if self._client is not None and self._client.connected_url is not None:
+            self._at = self._client.connected_url.netloc
         self.trouble, self.down_since = "", None
         self._known.set()
         if self._told_of.ends():
-            log.warning("connected again", servers=self._servers())
+            log.warning("connected again", server=self._at)
 
-    def _down(self, reason: str) -> None:
+    def _down(self, reason: str, server: str = "") -> None:
+        """`server`: the one of which that is true; else all."""
         if self.down_since is None:
             self.down_since = time.monotonic()
-        self.trouble = f"{self._servers()}: {reason}"
+        self.trouble = f"{server or self._servers()}: {reason}"
         if self.generation and not self._closing:
             self._note(self.trouble)
 
     def _note(self, reason: str) -> None:
+        """One of several that is gone is no error: the next one is tried at once."""
         if not self._quiet and self._told_of.begins():
-            log.error("no connection to the spool", reason=reason)
+            one_of_several = len(self.address.servers) > 1 and self.generation > 0
+            (log.warning if one_of_several else log.error)("no connection to the spool", reason=reason)
 
     def _servers(self) -> str:
         return ",".join(server.removeprefix("nats://") for server in self.address.servers)
@@ -247,7 +258,16 @@ class Link:
         return f"look into {given[0]}" if given else "expected credentials=FILE, nkey=FILE or token_file=FILE"
 
 
-def _words(error: Exception) -> str:
+def in_words(error: Exception) -> str:
+    """For the operator."""
+    if isinstance(error, TimeoutError):
+        return NO_ANSWER
+    if isinstance(error, socket.gaierror):
+        return "no such host is known"
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
     return str(error).removeprefix("nats: ").strip("'") or type(error).__name__
+
+
+def _why_not_connected(error: Exception) -> str:
+    return "no answer in time; is it NATS that listens there?" if isinstance(error, TimeoutError) else in_words(error)

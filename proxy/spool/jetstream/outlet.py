@@ -23,7 +23,7 @@ from proxy.spool.jetstream import api, streams
 from proxy.spool.jetstream.address import parse
 from proxy.spool.jetstream.book import Book
 from proxy.spool.jetstream.flight import Flights, Source
-from proxy.spool.jetstream.link import Link
+from proxy.spool.jetstream.link import Link, in_words
 from proxy.spool.jetstream.names import Names
 from proxy.spool.jetstream.peers import JetStreamPeers
 from proxy.spool.jetstream.pull import Puller
@@ -66,6 +66,11 @@ class JetStreamOutlet:
         """Streams that did not answer last → until when (monotonic) they are left alone."""
         self._asking: dict[str, asyncio.Task[Exception | None]] = {}
         """By stream, where we are making sure of our consumer."""
+        self._births = streams.Births()
+        self._next_prepare = float("-inf")
+        """When (monotonic) to make sure of the common streams again; infinite once they were there."""
+        self._wrong: set[str] = set()
+        """The calls that failed last."""
         self._looked, self._seen_in = float("-inf"), 0
         """When we last looked for sites, and in which of the link's generations."""
         self._told_of = Trouble()
@@ -84,6 +89,8 @@ class JetStreamOutlet:
     def claim(self, limit: int, now_ms: int, closed: Collection[str] = ()) -> list[Claim]:
         """As the port says; each site gets its share."""
         self._settle_kept()
+        if time.monotonic() >= self._next_prepare:
+            self._run(self._ensure_common(), None)
         claimed = self._flights.due(limit // 2 + 1, now_ms, closed)
         self._run(self._fetch(limit - len(claimed), closed), None)
         claimed += self._flights.fresh(limit - len(claimed), closed)
@@ -150,25 +157,30 @@ class JetStreamOutlet:
         await self._settler.record(self._link)
 
     def _run(self, call: Coroutine[Any, Any, T], otherwise: T) -> T:
-        """What the call gives; in trouble, what is given otherwise. The trouble is told of once."""
+        """What the call gives; in trouble, what is given otherwise. The trouble is told of once, and its end when every call that
+        failed has succeeded.
+        """
+        what = getattr(call, "__qualname__", "")
         try:
             if self._link.client() is None:
                 call.close()
                 return otherwise
             found = self._link.run(call, PATIENCE_S)
         except Exception as error:
+            self._wrong.add(what)
             self._in_trouble(error)
             away = isinstance(error, TimeoutError) or (isinstance(error, api.ApiError) and error.number == api.UNAVAILABLE)
             if away and not self._sources:  # as long as a site answers, it is not the server
                 asyncio.run_coroutine_threadsafe(self._link.move_on(), self._link.loop)
             return otherwise
-        if not self._resting and self._told_of.ends():
+        self._wrong.discard(what)
+        if not self._wrong and not self._resting and self._next_prepare == float("inf") and self._told_of.ends():
             log.info("the spool works again")
         return found
 
     def _in_trouble(self, error: Exception) -> None:
         if self._told_of.begins():
-            log.error("spool in trouble", reason=str(error) or type(error).__name__)
+            log.error("spool in trouble", reason=in_words(error))
 
     async def _subscribe(self, client: "Client") -> None:
         await self._puller.subscribe(client)
@@ -177,10 +189,16 @@ class JetStreamOutlet:
 
     async def _prepare(self) -> None:
         if (client := self._link.client()) is not None:
-            await streams.ensure_common(client, self._names, self._replicas)
+            await self._ensure_common()
             wrong = await self._look_for_sites(client)
             if found := next((error for error in wrong if isinstance(error, SpoolError)), None):
                 raise found
+
+    async def _ensure_common(self) -> None:
+        if (client := self._link.client()) is not None:
+            self._next_prepare = time.monotonic() + REST_S
+            await streams.ensure_common(client, self._names, self._replicas, self._births)
+            self._next_prepare = float("inf")
 
     async def _look_for_sites(self, client: "Client") -> list[Exception]:
         """What is wrong with single sites: it does not stop the others. Raises where nobody answers at all."""
@@ -215,14 +233,15 @@ class JetStreamOutlet:
         """Our consumer is there from now on; or why it is not, and the stream rests."""
         try:
             async with asyncio.timeout(SITE_PATIENCE_S):
+                born = await streams.born(client, self._names, stream)
                 await streams.ensure_consumer(client, stream)
-                born = str((await api.ask(client, f"STREAM.INFO.{stream}"))["created"])
         except Exception as error:
             self._resting[stream] = time.monotonic() + REST_S
             return error
         finally:
             self._asking.pop(stream, None)
         self._resting.pop(stream, None)
+        self._births.note(stream, born)
         self._sources[stream] = Source(self._names.site_of(stream), born)
         self._flights.orphan(self._sources)
         return None

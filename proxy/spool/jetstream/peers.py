@@ -43,9 +43,14 @@ class JetStreamPeers:
         self._flights, self._settler = flights, settler
         self._mark = 0
         """Of our last words."""
+        self.crowded_out = False
 
     def exchange(self, words: bytes) -> list[Left] | None:
         found: list[Left] | None = self._run(self._exchange(words), None)
+        return found
+
+    def look(self) -> list[Left] | None:
+        found: list[Left] | None = self._run(self._others(), None)
         return found
 
     def forget(self, gone: Left) -> None:
@@ -78,7 +83,12 @@ class JetStreamPeers:
     async def _exchange(self, words: bytes) -> list[Left] | None:
         client = self._connected()
         subject = self._names.state_of("words", self.me)
-        stored = await api.store_after(client, subject, self._mark, words, PATIENCE_S)
+        self.crowded_out = False
+        try:
+            stored = await api.store_after(client, subject, self._mark, words, PATIENCE_S)
+        except api.ApiError as error:
+            self.crowded_out = error.no_room
+            raise
         if stored is None:  # those of a turn that was given up are there after all, or others counted us out
             self._mark, _ = await last_of(client, self._names, subject, PATIENCE_S)
             return None
@@ -89,6 +99,10 @@ class JetStreamPeers:
                 return [one for one in left if one.who != self.me]
             await asyncio.sleep(PAUSE_S)
         return None
+
+    async def _others(self) -> list[Left]:
+        left = [_left(msg) for msg in await all_of(self._connected(), self._names, "words", PATIENCE_S)]
+        return [one for one in left if one.who != self.me]
 
     async def _purge(self, what: str, who: str, up_to: int | None = None) -> None:
         """What is newer than `up_to` stays."""

@@ -39,6 +39,9 @@ class _Reader:
         self.link = Link(address, "beacon-proxy", self.publisher.subscribe, quiet=True)
 
 
+READY_S = 0.9
+"""To be connected, and for an answer: readiness is to be told within two seconds (admin/app.py), whatever it is."""
+
 _READERS: dict[tuple[int, str], _Reader] = {}
 _LOCK = threading.Lock()
 
@@ -111,8 +114,8 @@ class JetStreamPlace:
         return self._ask(lambda client: all_intake_stats(client, self._names)) if self.begun() else IntakeStats()
 
     def ledger_off(self, most: int) -> int | None:
-        """The ledger is read from the content: they cannot differ."""
-        return 0
+        """The ledger is read from the content, so they differ by what was deleted with it."""
+        return self._reader().book.lost
 
     def watching(self) -> contextlib.AbstractContextManager[socket.socket]:
         link = Link(self._address, "beacon-proxy tail", _nothing, quiet=True)
@@ -120,11 +123,11 @@ class JetStreamPlace:
         return listening(link, self._names)
 
     def bytes(self) -> int:
-        return self._ask(lambda client: streams.used_bytes(client, self._names)) if self.begun() else 0
+        return self._ask(self._used)
 
     def unready(self) -> str:
         try:
-            used = self.bytes()
+            used = self._ask(self._used, READY_S)
         except SpoolError as error:
             return str(error)
         most = self._config.max_bytes
@@ -141,6 +144,9 @@ class JetStreamPlace:
                 raise
             log.warning("the spool is not ready yet", reason=str(error))
 
+    async def _used(self, client: "Client") -> int:
+        return await streams.used_bytes(client, self._names) if await self._is_there(client) else 0
+
     async def _is_there(self, client: "Client") -> bool:
         try:
             await api.ask(client, f"STREAM.INFO.{self._names.state}")  # the last that is made
@@ -150,18 +156,18 @@ class JetStreamPlace:
             raise
         return True
 
-    def _reader(self) -> _Reader:
+    def _reader(self, *patience_s: float) -> _Reader:
         with _LOCK:
             key = (os.getpid(), self._config.url)
             reader = _READERS.get(key)
             if reader is None or reader.link.loop.is_closed():
                 reader = _READERS[key] = _Reader(self._address)
-        reader.link.wait_open()
+        reader.link.wait_open(*patience_s)
         return reader
 
-    def _ask(self, call: Callable[["Client"], Coroutine[Any, Any, T]]) -> T:
-        link = self._reader().link
+    def _ask(self, call: Callable[["Client"], Coroutine[Any, Any, T]], *patience_s: float) -> T:
+        link = self._reader(*patience_s).link
         client = link.client()
         if client is None:
             raise link.unreachable()
-        return link.ask(call(client), self.patience_s)
+        return link.ask(call(client), *patience_s or (self.patience_s,))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.spool.jetstream import api
 from proxy.spool.jetstream.link import Link
+from proxy.spool.jetstream.refusal import in_words
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -151,8 +152,9 @@ class Publisher:
             error = json.loads(msg.data).get("error", {})
             if error.get("err_code") != api.UNAVAILABLE:
                 self._heard = time.monotonic()
-                why = TOO_LARGE if error.get("err_code") in OVERSIZE else ""
-                self._settle(token, f"{why}the spool's server refuses: {error.get('description', 'no reason given')}")
+                number, description = error.get("err_code", 0), error.get("description", "no reason given")
+                why = TOO_LARGE if number in OVERSIZE else ""
+                self._settle(token, f"{why}the spool's server refuses: {in_words(number, description)}")
         # else nobody has the stream just now (no responders): it is repeated
 
     def _settle(self, token: str, error: str = "") -> None:

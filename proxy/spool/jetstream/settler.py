@@ -2,6 +2,8 @@
 
 Acknowledgements are sent without waiting, all but the last of a stream: a consumer takes them in order, so its answer to the last
 says that all are done. A stream that did not answer is not waited for again until it does.
+
+Servers that are full take no record, and only acknowledgements make room: some hits are then acknowledged first, on credit.
 """
 
 import asyncio
@@ -11,11 +13,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from proxy.delivery import Final
+from proxy.outcome import Ending
 from proxy.spool.jetstream.endings import records
 from proxy.spool.jetstream.flight import Flight, Flights, Key
 from proxy.spool.jetstream.link import Link
 from proxy.spool.jetstream.names import Names
 from proxy.spool.jetstream.publisher import Publisher
+from proxy.spool.jetstream.refusal import for_want_of_room
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -27,14 +31,23 @@ REST_S = 1.0
 FARTHEST_MS = 3_600_000
 """No verdict puts a hit off for longer (delivery.MAX_RETRY_AFTER_MS)."""
 ACK = b"+ACK"
+CREDIT = 16
+"""Hits that may be acknowledged and not recorded, where there is no room for records. If this process dies then, they count as
+delivered. Never a dead letter: it would be lost.
+"""
 
 
 class _Ending:
-    """A hit's ending, and whether it is recorded already."""
+    """A hit's ending, and how far it is carried out."""
 
     def __init__(self, flight: Flight, final: Final) -> None:
         self.flight, self.final = flight, final
-        self.recorded = False
+        self.recorded = self.acknowledged = False
+
+    @property
+    def on_credit(self) -> bool:
+        """Whether it may be acknowledged before it is recorded."""
+        return self.final.outcome.ending is not Ending.DEAD and bool(self.flight.reply)
 
 
 class Settler:
@@ -73,7 +86,13 @@ class Settler:
         for ending, error in zip(whose, errors, strict=True):
             if error:
                 ending.recorded = False
-        await self._acknowledge(link, [ending.flight for ending in endings if ending.recorded])
+        ready = [ending for ending in endings if ending.recorded]
+        if any(map(for_want_of_room, errors)):
+            ready += [ending for ending in endings if not ending.recorded and ending.on_credit][:CREDIT]
+        for ending in ready:
+            if ending.acknowledged:
+                self.kept.pop(ending.flight.key, None)
+        await self._acknowledge(link, [ending.flight for ending in ready if not ending.acknowledged])
         if failed := next(filter(None, errors), ""):
             raise RuntimeError(failed)
 
@@ -113,7 +132,10 @@ class Settler:
             del self._acknowledging[stream]
 
     def _done(self, flight: Flight) -> None:
-        self.kept.pop(flight.key, None)
+        if (ending := self.kept.get(flight.key)) is not None:
+            ending.acknowledged = True
+            if ending.recorded:
+                del self.kept[flight.key]
         self._flights.forget(flight)
 
     async def put_off(self, link: Link, replies: Sequence[tuple[str, int]]) -> None:

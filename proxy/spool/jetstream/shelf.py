@@ -40,11 +40,12 @@ class Shelf:
         self._ready = False
         """Whether the common streams were there once."""
         self._preparing = asyncio.Lock()
+        self._births = streams.Births()
 
     async def prepare(self, link: Link) -> None:
         """Make the common streams. Raises SpoolError, api.ApiError, nats.errors.Error."""
         if (client := link.client()) is not None:
-            await streams.ensure_common(client, self._names, self._replicas)
+            await streams.ensure_common(client, self._names, self._replicas, self._births)
             self._ready = True
 
     def parts(self, batch: Sequence[Hit]) -> list[Sequence[int]]:
@@ -97,7 +98,8 @@ class Shelf:
             return ""
         try:
             async with asyncio.timeout(patience_s):
-                stream = streams.ensure_stream(client, streams.hits_stream(self._names, site, self._replicas))
+                config = streams.hits_stream(self._names, site, self._replicas)
+                stream = streams.ensure_stream(client, config, self._births)
                 await asyncio.gather(self._common(link, patience_s / 3), stream)
         except Exception as error:  # whatever it is, other sites go on
             reason = UNANSWERED if isinstance(error, TimeoutError) else str(error) or type(error).__name__

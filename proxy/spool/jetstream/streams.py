@@ -3,6 +3,7 @@
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from proxy.log import log
 from proxy.spool.jetstream import api
 from proxy.spool.jetstream.names import FORWARDERS, Names
 from proxy.spool.port import SpoolError
@@ -66,7 +67,22 @@ def _stream(name: str, subject: str, replicas: int) -> Config:
     return {"name": name, "subjects": [subject], "storage": "file", "num_replicas": replicas, "max_age": 0}
 
 
-async def ensure_common(client: "Client", names: Names, replicas: int) -> None:
+class Births:
+    """When streams were made, as far as one process has seen: who sees another one under the same name tells of it."""
+
+    def __init__(self) -> None:
+        self._born: dict[str, str] = {}
+
+    def note(self, stream: str, born: str) -> None:
+        """As the servers say it."""
+        if (before := self._born.get(stream, born)) != born:
+            log.error(
+                "a stream was gone and is made anew: what was in it is lost", stream=stream, was_made=before, made_again=born
+            )
+        self._born[stream] = born
+
+
+async def ensure_common(client: "Client", names: Names, replicas: int, births: Births | None = None) -> None:
     """Raises SpoolError, api.ApiError, nats.errors.Error."""
     version = client.connected_server_version
     if (version.major, version.minor) < LEAST_VERSION:
@@ -74,19 +90,31 @@ async def ensure_common(client: "Client", names: Names, replicas: int) -> None:
             f"spool: nats-server {version.major}.{version.minor} is too old; expected 2.12 or later, which can count"
         )
     for config in common_streams(names, replicas):
-        await ensure_stream(client, config)
+        await ensure_stream(client, config, births)
 
 
-async def ensure_stream(client: "Client", config: Config) -> None:
+async def ensure_stream(client: "Client", config: Config, births: Births | None = None) -> None:
     """Make it, or see that it is what it would have been made. Raises SpoolError if it is not."""
     name = config["name"]
     try:
-        found = (await api.ask(client, f"STREAM.CREATE.{name}", config))["config"]
+        found = await api.ask(client, f"STREAM.CREATE.{name}", config)
     except api.ApiError as error:
         if error.number != api.STREAM_EXISTS:
             raise
-        found = (await api.ask(client, f"STREAM.INFO.{name}"))["config"]
-    _compare(f"stream {name}", f"nats stream edit {name}", config, found)
+        found = await api.ask(client, f"STREAM.INFO.{name}")
+    _compare(f"stream {name}", f"nats stream edit {name}", config, found["config"])
+    if births is not None:
+        births.note(name, found["created"])
+
+
+async def born(client: "Client", names: Names, stream: str) -> str:
+    """When that stream of hits was made. Raises SpoolError if its hits do not go once they are acknowledged. Whatever else may be
+    wrong with it is told by who stores, and what is stored is delivered.
+    """
+    found = await api.ask(client, f"STREAM.INFO.{stream}")
+    wanted = {"retention": hits_stream(names, names.site_of(stream), 1)["retention"]}
+    _compare(f"stream {stream}", f"nats stream edit {stream}", wanted, found["config"])
+    return str(found["created"])
 
 
 async def ensure_consumer(client: "Client", stream: str) -> str:
