@@ -14,15 +14,15 @@ from collections.abc import MutableMapping
 from types import TracebackType
 from typing import Any
 
-# structlog loads rich, if it is there, to draw tracebacks that are never drawn here: a quarter of a process' start.
-_without_rich = "rich" not in sys.modules
-if _without_rich:
-    sys.modules["rich"] = None  # type: ignore[assignment]
+# structlog loads these, if they are there, for what is never done here (drawing tracebacks, say): a quarter of a process' start.
+_unloaded = {"rich", "colorama"} - sys.modules.keys()
+for _module in _unloaded:
+    sys.modules[_module] = None  # type: ignore[assignment]
 import structlog  # noqa: E402
 from structlog.typing import Processor  # noqa: E402
 
-if _without_rich:
-    del sys.modules["rich"]
+for _module in _unloaded:
+    del sys.modules[_module]
 
 QUIET_S = 10.0
 """What flaps is told of once in so long."""

@@ -39,6 +39,7 @@ from proxy.spool.jetstream.names import Names, token, untoken
 from proxy.spool.jetstream.outlet import JetStreamOutlet
 from proxy.spool.jetstream.publisher import Message, Publisher
 from proxy.spool.jetstream.pull import Pulled
+from proxy.spool.jetstream.refusal import FULL
 from proxy.spool.jetstream.settler import CREDIT
 from proxy.spool.port import (
     RECEIVED,
@@ -1022,6 +1023,31 @@ def test_endings_that_find_no_room_to_be_recorded_make_it(tmp_path: Path) -> Non
             intake.append_blocking(hit("after"))
     finally:
         server.stop()
+
+
+def test_what_was_acknowledged_on_credit_is_recorded_however_often_that_is_refused(
+    config: SpoolConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And as long as it is not, there is no more credit."""
+    with opened(config) as (intake, outlet):
+        for n in range(CREDIT + 4):
+            intake.append_blocking(hit(str(n)))
+        claims: list[Claim] = []
+        while len(claims) < CREDIT + 4:
+            claims += outlet.claim(100, 0)
+
+        async def refuse(self: Publisher, link: Link, messages: list[Message], patience_s: float) -> list[str]:
+            return [f"{FULL}insufficient resources"] * len(messages)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Publisher, "publish", refuse)
+            settled(outlet, claims, Final(Outcome.BOT))
+            for _ in range(3):
+                outlet.settle([])
+            assert outlet.ledger().pending == 4
+        outlet.settle([])
+        assert (outlet.ledger().pending, outlet.ledger().total(Outcome.BOT)) == (0, CREDIT + 4)
+        assert outlet._settler.kept == {}
 
 
 def test_a_hit_that_is_held_for_long_is_not_given_to_another(config: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,14 +5,21 @@ import socket
 from collections.abc import Callable
 
 from proxy.hit import Hit
-from proxy.spool.fallback.place import FallbackPlace
-from proxy.spool.jetstream.place import JetStreamPlace
 from proxy.spool.memory import MemoryPlace
 from proxy.spool.place import Place
 from proxy.spool.port import DeadLetters, Intake, IntakeStats, Ledger, Outlet, SpoolConfig, Told
 from proxy.spool.sqlite.place import SqlitePlace
 
-PLACES: dict[str, Callable[[SpoolConfig], Place]] = {"sqlite": SqlitePlace, "memory": MemoryPlace, "nats": JetStreamPlace}
+
+def _over_nats(config: SpoolConfig) -> Place:
+    """Loaded where it is needed: every process starts sooner for it."""
+    from proxy.spool.fallback.place import FallbackPlace
+    from proxy.spool.jetstream.place import JetStreamPlace
+
+    return FallbackPlace(config) if config.fallback else JetStreamPlace(config)
+
+
+PLACES: dict[str, Callable[[SpoolConfig], Place]] = {"sqlite": SqlitePlace, "memory": MemoryPlace, "nats": _over_nats}
 """By the scheme of the URL, which the settings have looked at."""
 
 
@@ -102,6 +109,4 @@ def fallback_pending(config: SpoolConfig) -> int:
 
 
 def _place(config: SpoolConfig) -> Place:
-    if config.fallback:
-        return FallbackPlace(config)
     return PLACES[config.url.partition(":")[0]](config)

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from proxy.spool import open_intake
-from proxy.spool.fallback.mover import moving
 from proxy.spool.port import Intake, SpoolConfig
 
 
@@ -47,6 +46,9 @@ class EmbeddedIntake:
         config, closing = self._config(), contextlib.ExitStack()
         intake = open_intake(config)
         closing.callback(intake.close)
-        closing.enter_context(moving(config, among_others=True))
+        if config.fallback:
+            from proxy.spool.fallback.mover import moving
+
+            closing.enter_context(moving(config, among_others=True))
         opened = self._opened[os.getpid()] = _Opened(intake, closing)
         return opened

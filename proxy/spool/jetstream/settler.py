@@ -42,7 +42,7 @@ class _Ending:
 
     def __init__(self, flight: Flight, final: Final) -> None:
         self.flight, self.final = flight, final
-        self.recorded = self.acknowledged = False
+        self.recording = self.recorded = self.acknowledged = False
 
     @property
     def on_credit(self) -> bool:
@@ -74,27 +74,35 @@ class Settler:
     async def record(self, link: Link) -> None:
         """Carry out what is kept, as far as that succeeds."""
         endings = list(self.kept.values())
-        now_ms = time.time_ns() // 1_000_000
-        messages, whose = [], []
-        for ending in endings:
-            if not ending.recorded:
-                ending.recorded = True
-                for message in records(self._names, ending.flight, ending.final, now_ms):
-                    messages.append(message)
-                    whose.append(ending)
-        errors = await self._publisher.publish(link, messages, RECORD_S)
-        for ending, error in zip(whose, errors, strict=True):
-            if error:
-                ending.recorded = False
+        errors = await self._put_down(link, [ending for ending in endings if not (ending.recorded or ending.recording)])
         ready = [ending for ending in endings if ending.recorded]
         if any(map(for_want_of_room, errors)):
             ready += [ending for ending in endings if not ending.recorded and ending.on_credit][:CREDIT]
-        for ending in ready:
-            if ending.acknowledged:
+        for ending in endings:
+            if ending.recorded and ending.acknowledged:
                 self.kept.pop(ending.flight.key, None)
         await self._acknowledge(link, [ending.flight for ending in ready if not ending.acknowledged])
         if failed := next(filter(None, errors), ""):
             raise RuntimeError(failed)
+
+    async def _put_down(self, link: Link, endings: Sequence[_Ending]) -> list[str]:
+        """Record them; the errors of all messages of theirs. What a message has said before it may say again: it bears an id."""
+        now_ms = time.time_ns() // 1_000_000
+        messages, whose = [], []
+        for ending in endings:
+            ending.recording = True
+            for message in records(self._names, ending.flight, ending.final, now_ms):
+                messages.append(message)
+                whose.append(ending)
+        try:
+            errors = await self._publisher.publish(link, messages, RECORD_S)
+            failed = {id(ending) for ending, error in zip(whose, errors, strict=True) if error}
+            for ending in endings:
+                ending.recorded = id(ending) not in failed
+        finally:
+            for ending in endings:
+                ending.recording = False
+        return errors
 
     async def _acknowledge(self, link: Link, flights: Sequence[Flight]) -> None:
         by_stream: dict[str, list[Flight]] = {}
