@@ -8,6 +8,7 @@ import httpx
 from conftest import ProxyProcess, SandboxProcess, wait_for
 from hypothesis import example, given
 from hypothesis import strategies as st
+from in_thread import InThread
 
 from proxy.beacon import Beacon, parse
 from proxy.collector.aliases import Aliases
@@ -18,6 +19,7 @@ from proxy.outcome import Outcome
 from proxy.spool.port import SpoolConfig
 
 Serve = Callable[..., ProxyProcess]
+Inside = Callable[..., InThread]
 ALIASES = {"_p": ("u", "user"), "_n": ("v",), "_t": ("w",), "_d": ("x",), "Product": ("q1",), "*": ("zq", "~")}
 
 
@@ -94,10 +96,10 @@ def test_no_query_can_break_it(raw: bytes) -> None:
     assert Aliases(ALIASES).query(found).count(b"&") == raw.count(b"&")
 
 
-def test_old_and_new_paths_are_live_together(serve: Serve, sandbox: SandboxProcess) -> None:
+def test_old_and_new_paths_are_live_together(inside: Inside, sandbox: SandboxProcess) -> None:
     """Pages are cached; a prefix can be changed without losing one of them."""
     names = {"endpoints__e": "lark,wren", "endpoints__b": "fern", "parameters___p": "u", "parameters___n": "v"}
-    proxy = serve(prefix="/new/path,/old", script="willow,old", **names)
+    proxy = inside(prefix="/new/path,/old", script="willow,old", **names)
     with httpx.Client(base_url=proxy.url) as client:
         for n, path in enumerate(["/new/path/lark", "/new/path/e", "/old/wren", "/old/e"]):
             assert client.get(f"{path}?v=Seen&u=me&n={n}").status_code == 200

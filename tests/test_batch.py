@@ -10,6 +10,7 @@ import pytest
 from conftest import API_KEY, ProxyProcess, SandboxProcess, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
+from in_thread import InThread
 from test_wsgi import Gunicorn, forward, gunicorn  # noqa: F401 - fixtures
 
 from proxy.beacon import parse
@@ -26,6 +27,7 @@ from proxy.spool.memory import MemorySpool
 from proxy.spool.port import SpoolConfig, SpoolRefused
 
 Serve = Callable[..., ProxyProcess]
+Inside = Callable[..., InThread]
 SPOOL = SpoolConfig("memory:")
 
 
@@ -154,9 +156,9 @@ def test_a_line_is_read_like_the_same_beacon_alone(all_properties: list[dict[str
     assert [parse(hit) for hit in together] == [parse(hit) for hit in alone if isinstance(hit, Hit)]
 
 
-def test_a_batch_arrives_at_the_vendor_beacon_by_beacon(serve: Serve, sandbox: SandboxProcess) -> None:
+def test_a_batch_arrives_at_the_vendor_beacon_by_beacon(inside: Inside, sandbox: SandboxProcess) -> None:
     """The vendor knows no batches. Each line is received, dropped or delivered for itself; the answer is the GIF."""
-    proxy = serve(debug_token="t" * 20)
+    proxy = inside(debug_token="t" * 20)
     body = "e?_n=One&_p=me\ns?_p=me&Plan=Pro\na?_p=me&_n=you\ne?_p=nameless\nnonsense"
     with httpx.Client(base_url=proxy.url) as client:
         answer = client.post("/b", content=body, headers={"x-beacon-debug": "t" * 20, "origin": "https://shop.example"})

@@ -11,12 +11,14 @@ from typing import Any
 import httpx
 import pytest
 from conftest import ProxyProcess, wait_for
+from in_thread import InThread
 
 from tests.chaos import laboratory
 from tests.chaos.__main__ import broken
 from tests.chaos.laboratory import Upstream
 
 Serve = Callable[..., ProxyProcess]
+Inside = Callable[..., InThread]
 
 
 def run(experiment: Any, place: Path, **options: Any) -> dict[str, Any]:
@@ -92,7 +94,7 @@ def test_an_outage_burns_no_attempts_and_the_backlog_drains_without_a_storm(serv
         upstream.stop()
 
 
-def test_a_hit_that_fails_alone_becomes_a_dead_letter_and_the_others_pass(serve: Serve) -> None:
+def test_a_hit_that_fails_alone_becomes_a_dead_letter_and_the_others_pass(inside: Inside) -> None:
     """A vendor that chokes on one beacon must not hold up the rest for a week."""
     import socket
     import threading
@@ -117,7 +119,7 @@ def test_a_hit_that_fails_alone_becomes_a_dead_letter_and_the_others_pass(serve:
                 connection.sendall(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n")
 
     threading.Thread(target=vendor, daemon=True).start()
-    proxy = serve(
+    proxy = inside(
         upstream=f"http://127.0.0.1:{listener.getsockname()[1]}", max_attempts="4", backoff_base="0.05", backoff_cap="0.1"
     )
     with httpx.Client(base_url=proxy.url) as client:
@@ -135,12 +137,12 @@ def test_a_hit_that_fails_alone_becomes_a_dead_letter_and_the_others_pass(serve:
     listener.close()
 
 
-def test_two_vendors_one_away_the_other_is_served_at_once(serve: Serve, tmp_path: Path) -> None:
+def test_two_vendors_one_away_the_other_is_served_at_once(inside: Inside, tmp_path: Path) -> None:
     """One vendor's outage is not the other's, and its backlog drains when it is back."""
     one, two = Upstream(), Upstream()
     try:
         one.ask("fault closed")
-        proxy = serve(
+        proxy = inside(
             upstream=one.url,
             sites__blog__hosts="blog.example",
             sites__blog__upstream=two.url,

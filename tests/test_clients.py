@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import API_KEY, ProxyProcess, SandboxProcess, wait_for
+from tests.conftest import API_KEY, SandboxProcess, wait_for
+from tests.in_thread import InThread
 
 LINES = [json.loads(line) for line in (Path(__file__).parent / "fixtures/client_requests.jsonl").read_text("utf-8").splitlines()]
 CLOSES_WITHOUT_READING = "closes without reading the reply"
@@ -34,10 +35,8 @@ def send(port: int, line: dict[str, Any]) -> bytes:
         return answer
 
 
-def test_each_recorded_request_reaches_the_vendor_as_expected(
-    serve: Callable[..., ProxyProcess], sandbox: SandboxProcess
-) -> None:
-    proxy = serve()
+def test_each_recorded_request_reaches_the_vendor_as_expected(inside: Callable[..., InThread], sandbox: SandboxProcess) -> None:
+    proxy = inside()
     before = int(time.time())
     for line in LINES:
         answer = send(proxy.port, line)

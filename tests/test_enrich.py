@@ -12,6 +12,7 @@ import pytest
 from conftest import ProxyProcess, SandboxProcess
 from hypothesis import given
 from hypothesis import strategies as st
+from in_thread import InThread
 
 from proxy.beacon import Beacon, parse
 from proxy.enrich import ENRICHERS, EnricherError, Enrichment, load
@@ -22,6 +23,7 @@ from proxy.enrich.language import language
 from proxy.hit import Hit
 
 Serve = Callable[..., ProxyProcess]
+Inside = Callable[..., InThread]
 
 CHROME = "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0 Safari/537.36"
 IPHONE = (
@@ -243,9 +245,9 @@ def test_an_enricher_of_the_operators_own_package_works_as_documented(
         del os.environ["PYTHONPATH"]
 
 
-def test_enrichment_is_on_by_default_and_sends_no_address(serve: Serve, sandbox: SandboxProcess) -> None:
+def test_enrichment_is_on_by_default_and_sends_no_address(inside: Inside, sandbox: SandboxProcess) -> None:
     """Useful at once; nothing the vendor would not have seen itself."""
-    proxy = serve(enrichers=None)
+    proxy = inside(enrichers=None)
     httpx.get(
         f"{proxy.url}/e?_n=a&_p=b", headers={"user-agent": CHROME, "accept-language": "de", "x-forwarded-for": "198.51.100.7"}
     )

@@ -9,8 +9,10 @@ from collections.abc import Callable
 import httpx
 import pytest
 from conftest import ProxyProcess, SandboxProcess, wait_for
+from in_thread import InThread
 
 Serve = Callable[..., ProxyProcess]
+Inside = Callable[..., InThread]
 CUT_OFF_S = 25.0
 """REQUEST_S and two sweeps, and some for a busy machine."""
 
@@ -160,9 +162,9 @@ def test_an_upgrade_is_not_taken_up_and_the_body_is_read(running: Serve, sandbox
     assert {beacon["params"]["_n"] for beacon in sandbox.wait(2)} == {"up-h2c", "up-websocket"}
 
 
-def test_a_request_line_that_is_too_long_is_dropped_and_counted_like_a_body(serve: Serve) -> None:
+def test_a_request_line_that_is_too_long_is_dropped_and_counted_like_a_body(inside: Inside) -> None:
     """The page gets its GIF, the ledger its count."""
-    proxy = serve()
+    proxy = inside()
     for size in (61_000, 66_000, 100_000):
         connection = connect(proxy)
         connection.sendall(b"GET /e?_n=a&_p=b&x=" + b"y" * size + b" HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -170,9 +172,9 @@ def test_a_request_line_that_is_too_long_is_dropped_and_counted_like_a_body(serv
     wait_for(lambda: proxy.status()["dropped"] == {"too_large": 2}, "the drops")
 
 
-def test_who_resets_before_he_is_known_is_believed_nothing(serve: Callable[..., ProxyProcess], sandbox: SandboxProcess) -> None:
+def test_who_resets_before_he_is_known_is_believed_nothing(inside: Inside, sandbox: SandboxProcess) -> None:
     """Without an address he would pass for a Unix socket, which is trusted: he could choose his address and his time."""
-    proxy = serve(trusted_proxies="203.0.113.0/24", address_property="Address", addresses="keep")
+    proxy = inside(trusted_proxies="203.0.113.0/24", address_property="Address", addresses="keep")
     stamp = f"{time.time() - 250:.3f} {'0' * 32}"
     request = f"GET /e?_n=Reset&_p=me HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 8.8.8.8\r\nX-Beacon-Stamp: {stamp}\r\n\r\n"
     began = time.time()

@@ -9,6 +9,7 @@ import pytest
 from conftest import ProxyProcess, SandboxProcess, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
+from in_thread import InThread
 
 from proxy.collector.collect import Collected, Collector
 from proxy.collector.config import CollectorConfig, SiteRules
@@ -17,6 +18,7 @@ from proxy.hit import Hit
 from proxy.spool.port import SpoolConfig
 
 Serve = Callable[..., ProxyProcess]
+Inside = Callable[..., InThread]
 
 
 def collected(query: bytes = b"_n=Viewed", cookies: bytes = b"", kind: str = "e", **config: object) -> Collected:
@@ -107,8 +109,8 @@ def test_two_strangers_are_two_people() -> None:
     assert len({person(collected()) for _ in range(100)}) == 100
 
 
-def test_switched_off_nobody_is_made_up(serve: Serve) -> None:
+def test_switched_off_nobody_is_made_up(inside: Inside) -> None:
     """Dropped and counted, and no cookie."""
-    proxy = serve(identity="false")
+    proxy = inside(identity="false")
     assert "set-cookie" not in httpx.get(f"{proxy.url}/e?_n=a", headers={"cookie": "km_ai=x"}).headers
     wait_for(lambda: proxy.status()["dropped"] == {"no_person": 1}, "the drop")

@@ -19,6 +19,7 @@ import httpx
 import pytest
 import yaml
 from conftest import ProxyProcess, SandboxProcess, children, free_port, listening, need, wait_for
+from in_thread import InThread
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 MAIN = """
@@ -32,6 +33,7 @@ http {{
 }}
 """
 Serve = Callable[..., ProxyProcess]
+Inside = Callable[..., InThread]
 
 
 @pytest.fixture(scope="session")
@@ -184,10 +186,10 @@ def is_pixel(answer: httpx.Response) -> bool:
 
 
 def test_by_http2_and_tls_and_what_a_client_claims_of_itself_is_not_believed(
-    serve: Serve, sandbox: SandboxProcess, nginx: Callable[..., Nginx]
+    inside: Inside, sandbox: SandboxProcess, nginx: Callable[..., Nginx]
 ) -> None:
     """The address at the vendor is the socket's; the cookie is Secure, since the visitor came by https."""
-    proxy = serve(prefix="/x7", address_property="_ip")
+    proxy = inside(prefix="/x7", address_property="_ip")
     front = nginx(proxy.port)
     claims = {
         "X-Forwarded-For": "192.0.2.66",
@@ -214,9 +216,9 @@ def test_by_http2_and_tls_and_what_a_client_claims_of_itself_is_not_believed(
     assert not front.lost_lines()
 
 
-def test_limits_of_size_and_of_requests_from_one_address(serve: Serve, nginx: Callable[..., Nginx]) -> None:
+def test_limits_of_size_and_of_requests_from_one_address(inside: Inside, nginx: Callable[..., Nginx]) -> None:
     """A flood ends at nginx, with the GIF all the same; a body no beacon can have is not read."""
-    proxy = serve(prefix="/x7", upstream="http://127.0.0.1:9")
+    proxy = inside(prefix="/x7", upstream="http://127.0.0.1:9")
     front = nginx(proxy.port)
     with front.client() as client:
         assert client.post(f"{front.url}/e?_n=n&_p=p", content=b"x=" + b"y" * 62_000).status_code == 200
@@ -321,9 +323,9 @@ def test_a_spool_that_refuses_is_a_case_for_the_log_too(serve: Serve, nginx: Cal
     assert all(len(line["body"]) == 60_002 for line in logged)
 
 
-def test_pages_have_the_script_while_no_collector_answers(serve: Serve, nginx: Callable[..., Nginx]) -> None:
+def test_pages_have_the_script_while_no_collector_answers(inside: Inside, nginx: Callable[..., Nginx]) -> None:
     """As it was last given, each host's own; so what such pages send is in the log, and nothing is lost."""
-    proxy = serve(prefix="/x7", script="willow", upstream="http://127.0.0.1:9")
+    proxy = inside(prefix="/x7", script="willow", upstream="http://127.0.0.1:9")
     usual = "location ~* \\.(js|css|png|gif|jpg)$ { return 410; }"
     front = nginx(proxy.port, more={"    location / {": f"{usual} location / {{", "valid 200 10s;": "valid 200 1s;"})
     with front.client("127.0.0.15") as client:
@@ -346,9 +348,9 @@ def test_pages_have_the_script_while_no_collector_answers(serve: Serve, nginx: C
     assert (line["method"], line["uri"]) == ("POST", "/x7/b")
 
 
-def test_nginx_asks_for_the_script_again_by_its_etag(serve: Serve, nginx: Callable[..., Nginx], tmp_path: Path) -> None:
+def test_nginx_asks_for_the_script_again_by_its_etag(inside: Inside, nginx: Callable[..., Nginx], tmp_path: Path) -> None:
     """Changed settings reach the pages, and what is the same is not sent again; an outage after that shows the newest."""
-    proxy = serve(prefix="/x7", script="willow", upstream="http://127.0.0.1:9")
+    proxy = inside(prefix="/x7", script="willow", upstream="http://127.0.0.1:9")
     front = nginx(proxy.port, more={"valid 200 10s;": "valid 200 1s; add_header X-Kept $upstream_cache_status;"})
     with front.client("127.0.0.16") as client:
 
@@ -362,7 +364,7 @@ def test_nginx_asks_for_the_script_again_by_its_etag(serve: Serve, nginx: Callab
         old = client.get(f"{front.url}/willow.js").text
         proxy.kill()
         wait_for(lambda: kept() == "STALE", "its end")
-        changed = serve(prefix="/x7", script="willow", honour_dnt="true", upstream="http://127.0.0.1:9", port=proxy.port)
+        changed = inside(prefix="/x7", script="willow", honour_dnt="true", upstream="http://127.0.0.1:9", port=proxy.port)
         wait_for(lambda: client.get(f"{front.url}/willow.js").text != old, "the new script")
         changed.kill()
         assert client.get(f"{front.url}/willow.js").text != old
@@ -481,10 +483,10 @@ def test_a_reload_under_load_loses_no_beacon(serve: Serve, sandbox: SandboxProce
 
 
 def test_no_log_but_the_fallbacks_has_a_query_or_an_address(
-    serve: Serve, sandbox: SandboxProcess, nginx: Callable[..., Nginx]
+    inside: Inside, sandbox: SandboxProcess, nginx: Callable[..., Nginx]
 ) -> None:
     """Neither the access log, if one is wanted, nor the error log while every collector is away."""
-    proxy = serve(prefix="/x7")
+    proxy = inside(prefix="/x7")
     front = nginx(proxy.port, access_log=True)
     with front.client("127.0.0.13") as client:
         assert client.get(f"{front.url}/e?_n=Told&_p=someone%40example.com").status_code == 200
@@ -512,10 +514,10 @@ def test_the_example_for_caddy_is_one_that_caddy_takes(tmp_path: Path) -> None:
 
 
 def test_a_beacon_comes_in_by_caddy_and_its_claims_are_not_believed(
-    serve: Serve, sandbox: SandboxProcess, tmp_path: Path
+    inside: Inside, sandbox: SandboxProcess, tmp_path: Path
 ) -> None:
     """The same file, by http and on another port."""
-    proxy = serve(prefix="/x7", address_property="_ip")
+    proxy = inside(prefix="/x7", address_property="_ip")
     port = free_port()
     file = tmp_path / "Caddyfile"
     text = (DEPLOY / "caddy" / "Caddyfile").read_text()

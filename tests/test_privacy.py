@@ -14,6 +14,7 @@ import pytest
 from conftest import ProxyProcess, SandboxProcess, children, free_port, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
+from in_thread import InThread
 
 from proxy.collector.address import TrustedProxies, forwarded_chain, truncated
 from proxy.collector.limit import MAX_ADDRESSES, AddressLimit
@@ -21,6 +22,7 @@ from proxy.collector.origins import AllowedOrigins, origin_of
 from proxy.collector.redact import Redaction, is_card, mask
 
 Serve = Callable[..., ProxyProcess]
+Inside = Callable[..., InThread]
 
 
 @pytest.mark.parametrize(
@@ -46,10 +48,10 @@ Serve = Callable[..., ProxyProcess]
     ],
 )
 def test_a_beacon_that_must_be_forgotten_is_counted_by_reason_and_sets_no_cookie(
-    running: Serve, sandbox: SandboxProcess, settings: dict[str, str], headers: dict[str, str], reason: str | None
+    inside: Inside, sandbox: SandboxProcess, settings: dict[str, str], headers: dict[str, str], reason: str | None
 ) -> None:
     """Still 200 and the GIF: nothing tells the visitor's choice from its absence."""
-    proxy = running(**settings)
+    proxy = inside(**settings)
     before = Counter(proxy.status()["dropped"])
     answer = httpx.get(f"{proxy.url}/e?_n=Viewed", headers={"user-agent": "UA", **headers})
     assert (answer.status_code, len(answer.content)) == (200, 43)
@@ -71,10 +73,10 @@ def test_a_beacon_that_must_be_forgotten_is_counted_by_reason_and_sets_no_cookie
     ],
 )
 def test_the_address_is_shortened_or_forgotten_before_it_is_stored(
-    serve: Serve, sandbox: SandboxProcess, tmp_path: Path, mode: str, address: str, kept: str | None
+    inside: Inside, sandbox: SandboxProcess, tmp_path: Path, mode: str, address: str, kept: str | None
 ) -> None:
     """Not even the disk has it; upstream it goes only when asked."""
-    proxy = serve(addresses=mode, address_property="_ip")
+    proxy = inside(addresses=mode, address_property="_ip")
     httpx.get(f"{proxy.url}/e?_n=a&_p=b", headers={"x-forwarded-for": address})
     [beacon] = sandbox.wait(1)
     assert beacon["params"].get("_ip") == kept
@@ -82,9 +84,9 @@ def test_the_address_is_shortened_or_forgotten_before_it_is_stored(
         assert not any(address.encode() in file.read_bytes() for file in (tmp_path / "spool").iterdir() if file.name != "reserve")
 
 
-def test_what_is_redacted_is_neither_stored_nor_sent(serve: Serve, sandbox: SandboxProcess, tmp_path: Path) -> None:
+def test_what_is_redacted_is_neither_stored_nor_sent(inside: Inside, sandbox: SandboxProcess, tmp_path: Path) -> None:
     """By name, and by look; in the query, the body and the page's address."""
-    proxy = serve(redact="password,*secret*", mask_personal="true")
+    proxy = inside(redact="password,*secret*", mask_personal="true")
     httpx.post(
         f"{proxy.url}/e?_n=Signed+up&_p=me&PassWord=hunter2&My+Secret+Thing=abc",
         content="Note=mail+ada%40lovelace.example+now&Card=4111+1111+1111+1111&Order=4111111111111112",
@@ -151,9 +153,9 @@ def test_no_forwarded_header_can_break_the_walk(header: str) -> None:
     assert truncated(found) != ""
 
 
-def test_forwarded_is_believed_of_trusted_peers(serve: Serve, sandbox: SandboxProcess) -> None:
+def test_forwarded_is_believed_of_trusted_peers(inside: Inside, sandbox: SandboxProcess) -> None:
     """The same walk as for X-Forwarded-For."""
-    proxy = serve(address_property="_ip")
+    proxy = inside(address_property="_ip")
     httpx.get(f"{proxy.url}/e?_n=a&_p=b", headers={"forwarded": 'for="[2001:db8::7]:1234";proto=https'})
     assert sandbox.wait(1)[0]["params"]["_ip"] == "2001:db8::7"
 
@@ -187,9 +189,9 @@ def test_no_address_breaks_the_origin(url: str) -> None:
     assert origin_of(url) == "" or origin_of(url).startswith(("http://", "https://"))
 
 
-def test_cors_answers_name_allowed_origins_only(running: Serve) -> None:
+def test_cors_answers_name_allowed_origins_only(inside: Inside) -> None:
     """Credentials never with "*"."""
-    proxy = running(origins="shop.example")
+    proxy = inside(origins="shop.example")
     good, bad = {"origin": "https://shop.example"}, {"origin": "https://evil.example"}
     for ask in (httpx.options, httpx.get):
         allowed = ask(f"{proxy.url}/e?_n=a&_p=b", headers=good).headers
@@ -197,14 +199,15 @@ def test_cors_answers_name_allowed_origins_only(running: Serve) -> None:
         assert allowed["access-control-allow-credentials"] == "true"
         assert "Origin" in allowed["vary"]
         assert "access-control-allow-origin" not in ask(f"{proxy.url}/e?_n=a&_p=b", headers=bad).headers
-    anybody = httpx.options(f"{running().url}/e", headers=bad).headers
+    proxy.stop()
+    anybody = httpx.options(f"{inside().url}/e", headers=bad).headers
     assert anybody["access-control-allow-origin"] == "*"
     assert "access-control-allow-credentials" not in anybody
 
 
-def test_one_address_cannot_flood_and_the_others_do_not_notice(serve: Serve) -> None:
+def test_one_address_cannot_flood_and_the_others_do_not_notice(inside: Inside) -> None:
     """Dropped and counted, with a 200."""
-    proxy = serve(rate_limit="60")
+    proxy = inside(rate_limit="60")
     with httpx.Client(base_url=proxy.url) as client:
         for n in range(40):
             flood = client.get(f"/e?_n={n}&_p=b", headers={"x-forwarded-for": "198.51.100.1"})
@@ -235,9 +238,9 @@ def test_an_ipv6_network_counts_as_one_address() -> None:
     assert limit.exceeded("no:address", 0) is False
 
 
-def test_outcomes_are_told_to_the_debug_token_alone(serve: Serve) -> None:
+def test_outcomes_are_told_to_the_debug_token_alone(inside: Inside) -> None:
     """Without it nothing tells stored from dropped, a robot from a person, or a spent limit."""
-    proxy = serve(debug_token="tell-me-9", identity="false")
+    proxy = inside(debug_token="tell-me-9", identity="false")
     queries = {"_n=a&_p=b": "stored", "_n=a": "no_person", "_p=b": "no_name", "x&" * 1100: "too_many_parameters"}
     plain = [httpx.get(f"{proxy.url}/e?{query}") for query in queries]
     assert len({(answer.status_code, answer.content, str(dict(answer.headers) | {"date": ""})) for answer in plain}) == 1
