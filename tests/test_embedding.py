@@ -182,3 +182,23 @@ def test_mounted_without_a_lifespan_it_still_stores(uvicorn: Uvicorn, sandbox: S
         assert sandbox.wait(1)[0]["params"]["_n"] == "quiet"
     finally:
         forward.kill()
+
+
+FORKS = """
+import os, sys, threading
+from proxy.spool.embedded import EmbeddedIntake
+from proxy.spool.port import SpoolConfig
+intake = EmbeddedIntake(lambda: SpoolConfig("sqlite:" + sys.argv[1]))
+ours = intake()
+with intake._lock:  # another thread is just opening
+    child = os.fork()
+    if not child:
+        os._exit(intake() is ours)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), intake() is ours)
+"""
+
+
+def test_a_process_that_is_forked_opens_a_spool_of_its_own(tmp_path: Path) -> None:
+    """Whatever its parent was doing then."""
+    done = subprocess.run([sys.executable, "-c", FORKS, str(tmp_path / "spool")], capture_output=True, text=True, timeout=20)
+    assert (done.stdout.split(), done.stderr) == (["0", "True"], "")

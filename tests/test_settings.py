@@ -89,7 +89,7 @@ def test_a_wrong_value_names_the_setting_what_was_found_and_what_was_expected(na
 
 def test_a_password_in_the_spools_url_is_refused_and_not_shown() -> None:
     """URLs end up in logs and lists of processes."""
-    for url in ("nats://me:hunter2@a", "nats://hunter2@a,b?stream=x"):
+    for url in ("nats://me:hunter2@a", "nats://hunter2@a,b?stream=x", "nats://me:hunter2?3@a", "nats://:hunter2?3@a?stream=x"):
         message = refusal({**KEY, "BEACON_PROXY_SPOOL": url})
         assert "credentials=FILE" in message
         assert "hunter2" not in message
@@ -99,6 +99,7 @@ def test_the_spools_url_names_servers_and_streams() -> None:
     """With three servers three replicas are what is meant, unless it says otherwise."""
     found = parse("nats://a,b:4333,[::1]?stream=x&credentials=/c&ca=/d")
     assert found == Address(("nats://a:4222", "nats://b:4333", "nats://[::1]:4222"), "x", 3, credentials="/c", tls=True, ca="/d")
+    assert parse("nats://a?credentials=/etc/me@shop.creds").credentials == "/etc/me@shop.creds"
     assert parse("nats://a,b").replicas == 1
     assert parse("nats://a,b,c?replicas=1").replicas == 1
     shop = {"BEACON_PROXY_SITES__SHOP__HOSTS": "shop.example", "BEACON_PROXY_SITES__SHOP__API_KEY": "k"}

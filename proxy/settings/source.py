@@ -100,7 +100,7 @@ def _explain(error: Any, tree: dict[str, Any], environ: dict[str, Any], origin: 
         return f"{message}{place}"
     if error["type"] == "missing":
         return f"{where}{place}: missing; it is required for each site"
-    if path[-1] in ("spool", "fallback") and isinstance(found, str) and "?" in found:
+    if path[-1] in ("spool", "fallback") and isinstance(found, str) and "?" in found and "@" not in found:
         found = found.partition("?")[0] + "?…"  # somebody may have put a login there
     shown = repr(found)[:80] if _may_be_shown(path, found) else "a value that is not shown"
     message = message[:1].lower() + message[1:]

@@ -16,6 +16,7 @@ from proxy.spool.port import Intake, SpoolConfig
 
 
 class _Opened(NamedTuple):
+    process: int
     intake: Intake
     closing: contextlib.ExitStack
 
@@ -26,29 +27,40 @@ class EmbeddedIntake:
     def __init__(self, config: Callable[[], SpoolConfig]) -> None:
         self._config = config
         self._lock = threading.Lock()
-        self._opened: dict[int, _Opened] = {}
-        """By process. What a fork has brought along belongs to its parent: it is neither used nor let go here."""
+        self._opened: _Opened | None = None
+        self._inherited: list[_Opened | None] = []
+        """What a fork has brought along belongs to its parent: it is neither used nor let go here."""
+        os.register_at_fork(after_in_child=self._begin_anew)
         atexit.register(self.close)
 
     def __call__(self) -> Intake:
-        opened = self._opened.get(os.getpid())
-        if opened is None:
+        opened = self._opened
+        if opened is None or opened.process != os.getpid():  # a server may fork without telling Python
             with self._lock:
-                opened = self._opened.get(os.getpid()) or self._open()
+                opened = self._opened
+                if opened is None or opened.process != os.getpid():
+                    self._inherited.append(opened)
+                    opened = self._opened = self._open()
         return opened.intake
 
     def close(self) -> None:
         """This process's, if it was opened; the next call opens it again."""
-        if (opened := self._opened.pop(os.getpid(), None)) is not None:
+        opened = self._opened
+        if opened is not None and opened.process == os.getpid():
+            self._opened = None
             opened.closing.close()
 
-    def _open(self) -> _Opened:
-        config, closing = self._config(), contextlib.ExitStack()
-        intake = open_intake(config)
-        closing.callback(intake.close)
-        if config.fallback:
-            from proxy.spool.fallback.mover import moving
+    def _begin_anew(self) -> None:
+        self._inherited.append(self._opened)
+        self._opened, self._lock = None, threading.Lock()  # another thread of the parent may have held it
 
-            closing.enter_context(moving(config, among_others=True))
-        opened = self._opened[os.getpid()] = _Opened(intake, closing)
-        return opened
+    def _open(self) -> _Opened:
+        config = self._config()
+        with contextlib.ExitStack() as closing:
+            intake = open_intake(config)
+            closing.callback(intake.close)
+            if config.fallback:
+                from proxy.spool.fallback.mover import moving
+
+                closing.enter_context(moving(config, among_others=True))
+            return _Opened(os.getpid(), intake, closing.pop_all())

@@ -85,7 +85,10 @@ async def _streams(client: "Client", names: Names, replicas: int) -> list[Findin
         return [wrong(f"there are no streams {names.base}_… yet", "start `beacon-proxy serve`, or mend stream= (setting spool)")]
     expected = {config["name"]: config for config in streams.common_streams(names, replicas)}
     found = [
-        wrong(f"stream {name} is gone, with what was in it", "it is made anew at the next start; find out who deletes streams")
+        wrong(
+            f"stream {name} is gone, with what was in it",
+            "who needs it makes it anew; find out who deletes streams",
+        )
         for name in expected.keys() - set(there)
     ]
     wanted = [expected.get(name) or streams.hits_stream(names, names.site_of(name), replicas) for name in there]
@@ -98,12 +101,13 @@ async def _stream(client: "Client", config: dict[str, Any]) -> list[Finding]:
     """What is wrong with one that is there."""
     name = config["name"]
     try:
-        cluster = (await api.ask(client, f"STREAM.INFO.{name}", patience_s=streams.SILENT_S)).get("cluster") or {}
-        await streams.ensure_stream(client, config)
+        found = await api.ask(client, f"STREAM.INFO.{name}", patience_s=streams.SILENT_S)
+        streams.compare(config, found["config"])
     except SpoolError as differs:
         said, _, mend = str(differs).removeprefix("spool: ").partition("; ")
         return [wrong(said, mend)]
     except Exception as error:  # TimeoutError, most of all
         return [wrong(f"stream {name} does not answer ({error or type(error).__name__}): it has no leader, or hangs", REPORT)]
-    behind = [peer["name"] for peer in cluster.get("replicas") or () if peer.get("offline") or not peer.get("current")]
+    peers = (found.get("cluster") or {}).get("replicas") or ()
+    behind = [peer["name"] for peer in peers if peer.get("offline") or not peer.get("current")]
     return [warning(f"stream {name} is not up to date on {', '.join(behind)}", REPORT)] if behind else []

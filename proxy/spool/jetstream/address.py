@@ -10,6 +10,10 @@ PARAMETERS = ("stream", "replicas", "credentials", "nkey", "token_file", "tls", 
 LOGINS = ("credentials", "nkey", "token_file")
 PORT = 4222
 EXPECTED = f"expected {EXAMPLE}; a port other than {PORT} stands after its host, as in host1:4333"
+LOGIN_INSIDE = (
+    "expected no user, password or token in the URL, which is shown in logs and lists of processes; put it into a file: "
+    "?credentials=FILE, ?nkey=FILE or ?token_file=FILE"
+)
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]{1,253})(?::(.*))?", re.DOTALL)
 
 
@@ -36,14 +40,16 @@ def parse(url: str) -> Address:
     """Raises ValueError that says what is wrong and what was expected, and shows nothing of the URL that may be secret."""
     before, _, query = url.partition("?")
     if "@" in before:
-        raise ValueError(
-            "expected no user, password or token in the URL, which is shown in logs and lists of processes; put it into a file: "
-            "?credentials=FILE, ?nkey=FILE or ?token_file=FILE"
-        )
+        raise ValueError(LOGIN_INSIDE)
     scheme, separator, hosts = before.partition("://")
     if (scheme, separator) != ("nats", "://"):
         raise ValueError(f"nats:// is not what it begins with; {EXPECTED}")
-    servers = tuple(_server(host) for host in hosts.removesuffix("/").split(","))
+    try:
+        servers = tuple(_server(host) for host in hosts.removesuffix("/").split(","))
+    except ValueError:
+        if "@" in query:  # of a password that has a question mark in it
+            raise ValueError(LOGIN_INSIDE) from None
+        raise
     try:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
     except ValueError:

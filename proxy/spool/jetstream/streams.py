@@ -102,9 +102,15 @@ async def ensure_stream(client: "Client", config: Config, births: Births | None 
         if error.number != api.STREAM_EXISTS:
             raise
         found = await api.ask(client, f"STREAM.INFO.{name}")
-    _compare(f"stream {name}", f"nats stream edit {name}", config, found["config"])
+    compare(config, found["config"])
     if births is not None:
         births.note(name, found["created"])
+
+
+def compare(wanted: Config, found: Config) -> None:
+    """Raises SpoolError if the stream is not as wanted."""
+    name = wanted["name"]
+    _compare(f"stream {name}", f"nats stream edit {name}", wanted, found)
 
 
 async def born(client: "Client", names: Names, stream: str) -> str:
