@@ -5,7 +5,6 @@ import functools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -51,6 +50,7 @@ def wait_for(condition: Callable[[], Any], what: str, timeout: float = DEADLINE_
         time.sleep(0.02)
 
 
+listening = ports.listening
 _given: set[int] = set()
 
 
@@ -60,12 +60,6 @@ def free_port() -> int:
         pass
     _given.add(port)
     return port
-
-
-def listening(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(0.2)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def clean_environment(**over: str) -> dict[str, str]:
