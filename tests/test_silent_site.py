@@ -196,6 +196,9 @@ async def _account(split: Split, how: str, intake: JetStreamIntake, fallback: Fa
     await delivered(others)  # from now on the forwarder knows
     ledgers = [asyncio.create_task(until(lambda c=c: read(c), "the ledger")) for c in (split.config, split.with_fallback)]
     assert await rounds_while_one_waits(delivered) > 5
+    no_lane = replace(split.config, fallback=split.with_fallback.fallback + "-of-nobody")
+    for config in (split.config, split.with_fallback, no_lane):
+        assert await asyncio.to_thread(spool.unready, config) == ""
     for ledger in await asyncio.gather(*ledgers):
         assert ledger.silent == (SILENT,)
         assert balanced(ledger)
@@ -225,7 +228,8 @@ async def _fall_back(fallback: FallbackIntake, *sites: str) -> None:
 
 
 def test_where_only_the_silent_site_is_visited_the_servers_do_not_pass_for_hung_ones(split: Split) -> None:
-    """Nobody else is refused for it, and the connection stays: other servers know no better."""
+    """Nobody else is refused for it, and the connection stays: other servers know no better. Where there is no other site, the host
+    is not ready."""
     intake = JetStreamIntake(split.config)
     silent, other = Visitor("quiet", SILENT, intake), Visitor("quiet", OTHERS[0], intake)
 
@@ -242,5 +246,10 @@ def test_where_only_the_silent_site_is_visited_the_servers_do_not_pass_for_hung_
     try:
         asyncio.run(visits())
         assert intake._link.generation == 1
+        client, place = intake._link.client(), Names(STREAM)
+        assert client is not None
+        for site in OTHERS:
+            intake._link.run(api.ask(client, f"STREAM.DELETE.{place.hits_stream(site)}"), 5.0)
+        assert "in time" in spool.unready(split.config)  # whoever comes here is refused
     finally:
         intake.close()
