@@ -274,7 +274,8 @@ def test_one_sites_stream_that_is_not_to_be_had_holds_up_no_other_site(
 
 
 def test_a_stream_that_does_not_answer_costs_other_sites_no_time(config: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own visitors wait once for a second, then it is left alone for a while; and the servers do not pass for hung ones."""
+    """Its own visitors wait once for a second, then it is left alone for a while, and one of them tries it again; and the servers
+    do not pass for hung ones."""
     ensure, tries = streams.ensure_stream, 0
 
     async def silent(client: Any, wanted: streams.Config, births: streams.Births) -> None:
@@ -301,6 +302,14 @@ def test_a_stream_that_does_not_answer_costs_other_sites_no_time(config: SpoolCo
         assert max(asyncio.run(both(intake))) < 0.5
         assert tries == 1
         assert not intake._engine.hangs
+        link, shelf = intake._engine._link, intake._engine._shelf
+
+        async def many_batches() -> None:
+            await asyncio.gather(*(shelf.put(link, [hit("a", site="bad")], [str(n)], 0.1) for n in range(20)))
+
+        shelf._shunned["bad"] = shelf._shunned["bad"]._replace(until=0.0)
+        link.run(many_batches(), 5.0)
+        assert tries == 2
         assert spool.fallback_pending(config) == 2
         assert {site: counts[RECEIVED] for site, counts in spool.ledger_of(config).counts.items()}["good"] == 3
 

@@ -9,6 +9,7 @@ import contextlib
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -34,8 +35,10 @@ from proxy.spool.waiting import Entered, Waiter, wake
 if TYPE_CHECKING:
     from nats.aio.client import Client
 
-MAX_WAITING = 16_384
-"""Hits that may wait for the servers at once; one more is refused."""
+MAX_WAITING = 32_768
+"""Hits that may wait for the servers at once. A site's may take as many places as are left for all others: one that is silent never
+has more than half of them.
+"""
 GATHER_FROM, GATHER_S = 4, 0.0005
 """After a batch of at least so many, others are on their way: see group.py."""
 MAX_BATCH = 1024
@@ -69,6 +72,8 @@ class JetStreamIntake(Entered):
         self._hits: list[tuple[Hit, Waiter]] = []
         self._waiting = 0
         """Hits that were taken, and whose waiters were not told yet."""
+        self._waiting_of: Counter[str] = Counter()
+        """The same by site."""
         self._idle = self._closing = False
         self._full = ""
         self.hangs: dict[str, str] = {}
@@ -135,9 +140,10 @@ class JetStreamIntake(Entered):
                 raise SpoolRefused(self._full)
             if self._waiting and (reason := self.hangs.get(hit.site)):
                 raise SpoolRefused(reason)
-            if self._waiting >= MAX_WAITING:
+            if self._waiting_of[hit.site] >= MAX_WAITING - self._waiting:
                 raise SpoolRefused("the spool's servers are too slow: too many beacons wait for them")
             self._waiting += 1
+            self._waiting_of[hit.site] += 1
             self._hits.append((hit, waiter))
             self._ring()
 
@@ -176,11 +182,17 @@ class JetStreamIntake(Entered):
         ids = [self._ids.next() for _ in batch]
         left = dict(enumerate(waiter for _, waiter in batch))
 
+        def told(numbers: Iterable[int]) -> None:
+            """With the lock."""
+            for number in numbers:
+                self._waiting -= 1
+                self._waiting_of[batch[number][0].site] -= 1
+
         def stored(numbers: list[int]) -> None:
-            waiters = [left.pop(n) for n in numbers if n in left]
+            numbers = [n for n in numbers if n in left]
             with self._lock:
-                self._waiting -= len(waiters)
-            wake(waiters, None)
+                told(numbers)
+            wake([left.pop(n) for n in numbers], None)
 
         try:
             errors = await self._shelf.put(self._link, [hit for hit, _ in batch], ids, self._patience_s, stored)
@@ -188,7 +200,7 @@ class JetStreamIntake(Entered):
             errors = [str(error) or type(error).__name__] * len(batch)
         finally:
             with self._lock:
-                self._waiting -= len(left)
+                told(left)
                 if not all(errors):
                     self.hangs, self._stored = {}, time.monotonic()
                 elif time.monotonic() - began >= 0.9 * self._patience_s and self._stored < began:

@@ -96,6 +96,8 @@ class Shelf:
             return shunned.reason
         if (client := link.client()) is None:
             return ""
+        if shunned is not None:  # one tries, the others are told what is known
+            self._shunned[site] = _Shunned(shunned.reason, time.monotonic() + SHUNNED_S, link.generation)
         try:
             async with asyncio.timeout(patience_s):
                 config = streams.hits_stream(self._names, site, self._replicas)
