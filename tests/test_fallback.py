@@ -44,7 +44,7 @@ from proxy.spool.jetstream import api, streams
 from proxy.spool.jetstream.link import Link
 from proxy.spool.jetstream.names import Names
 from proxy.spool.jetstream.outlet import JetStreamOutlet
-from proxy.spool.port import RECEIVED, REFUSED, Ledger, Settlement, SpoolConfig, SpoolError, SpoolRefused
+from proxy.spool.port import RECEIVED, REFUSED, Intake, Ledger, Settlement, SpoolConfig, SpoolError, SpoolRefused
 from proxy.spool.sqlite import file
 from proxy.spool.sqlite.survey import audit, read_ledger
 
@@ -195,8 +195,8 @@ def test_a_mover_that_died_in_the_middle_is_followed_by_one_that_moves_the_same(
         outlet.close()
 
 
-async def _append_all(intake: FallbackIntake, wanted: list[str]) -> None:
-    await asyncio.gather(*(intake.append(hit(name)) for name in wanted))
+async def _append_all(intake: Intake, wanted: list[str], site: str = "default") -> None:
+    await asyncio.gather(*(intake.append(hit(name, site=site)) for name in wanted))
 
 
 def test_counts_that_were_begun_to_be_moved_are_moved_once(server: NatsServer, config: SpoolConfig) -> None:
@@ -328,6 +328,28 @@ def test_the_mover_passes_over_a_site_whose_stream_is_not_to_be_had(server: Nats
         with moving(config):
             wait_for(lambda: spool.fallback_pending(config) == BATCH + 50, "the others to be moved", 5)
             assert spool.ledger_of(config).counts["good"][RECEIVED] == 30
+            _drift(config, intake, "bad")
+            wait_for(lambda: emptied(config), "the lane to be emptied")
+        assert spool.ledger_of(config).counts["bad"][RECEIVED] == BATCH + 51
+
+
+def test_one_site_for_which_there_is_no_room_holds_up_no_other(config: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The brokers that have its stream are full, others are not; here a limit of the stream passes for theirs. More than a batch
+    of its hits lie before those of another, and are moved once there is room."""
+    monkeypatch.setattr("proxy.spool.jetstream.refusal.NO_ROOM", (10077,))
+    monkeypatch.setattr("proxy.spool.fallback.mover.ROOM_S", 0.1)
+    monkeypatch.setattr("proxy.spool.jetstream.intake.LOOK_S", 60.0)
+    with opened(config) as intake:
+        asyncio.run(_append_to_sites(intake, "bad"))
+        _drift(config, intake, "bad", max_msgs=1)
+        for _ in range(2):
+            asyncio.run(_append_to_sites(intake, *["bad", "good"] * 10))
+        assert spool.fallback_pending(config) == 20
+        asyncio.run(_append_all(intake._lane, [str(n) for n in range(BATCH + 30)], "bad"))
+        asyncio.run(_append_all(intake._lane, [str(n) for n in range(30)], "good"))
+        with moving(config):
+            wait_for(lambda: spool.fallback_pending(config) == BATCH + 50, "the others to be moved", 5)
+            assert spool.ledger_of(config).counts["good"][RECEIVED] == 50
             _drift(config, intake, "bad")
             wait_for(lambda: emptied(config), "the lane to be emptied")
         assert spool.ledger_of(config).counts["bad"][RECEIVED] == BATCH + 51

@@ -3,7 +3,7 @@
 One at a time for a directory, by the lock that a forwarder of such a directory holds. A row is deleted once its publication is
 acknowledged, so a mover may be killed at any instant. Between two batches it rests for as long as the last one took: at most half
 of what the servers can take is taken from fresh beacons. Rows that cannot be moved, because they are too large or their site's
-stream is not to be had, are put behind all others.
+stream is not to be had or has no room, are put behind all others.
 """
 
 import contextlib
@@ -69,6 +69,8 @@ class Mover:
         self._moved = 0
         """Since the lanes were empty."""
         self._room_looked, self._has_room = float("-inf"), True
+        self._refused = False
+        """Whether the servers had no room for something in this turn."""
         self.turned = time.monotonic()
         """When it last began a turn (monotonic)."""
         self._link: Link
@@ -121,7 +123,7 @@ class Mover:
         """A batch of each lane; how many rows and counts were moved."""
         if self._link.client() is None:
             return 0
-        moved = 0
+        moved, self._refused = 0, False
         for path in file.lane_files(self._directory):
             try:
                 lane = self._lane(path)
@@ -132,6 +134,8 @@ class Mover:
                 self._forget(path)
                 if isinstance(error, sqlite3.Error) and file.is_corrupt(error):
                     log.error("a corrupt lane is set aside", lane=str(path), aside=str(file.set_aside(path)))
+        if self._refused and not moved:
+            self._room_looked, self._has_room = time.monotonic(), False
         self._moved += moved
         if not moved and self._moved:
             log.info("moved from the fallback into the spool", beacons=self._moved)
@@ -164,10 +168,7 @@ class Mover:
             moved = [row for row, error in zip(rows, errors, strict=True) if not error]
             if not moved and not any(map(lasting, errors)) and not self._answers():
                 break  # it is not for the sake of one of them
-            if any(map(for_want_of_room, errors)):
-                self._room_looked, self._has_room = time.monotonic(), False
-                lane.end(moved, [])
-                return len(moved)
+            self._refused = self._refused or any(map(for_want_of_room, errors))
             lane.end(moved, [row for row, error in zip(rows, errors, strict=True) if error])
             if moved:
                 return len(moved)

@@ -12,6 +12,7 @@ from proxy.spool.jetstream import streams
 from proxy.spool.jetstream.link import Link
 from proxy.spool.jetstream.names import HIT_ID, Names
 from proxy.spool.jetstream.publisher import UNANSWERED, Message, Publisher, Stored, lasting, nobody
+from proxy.spool.jetstream.refusal import for_want_of_room
 
 SHUNNED_S = 3.0
 """A site whose stream failed is not tried again for so long: else each of its beacons would wait for it."""
@@ -122,7 +123,9 @@ class Shelf:
                 await self.prepare(link)
 
     def _shun(self, link: Link, site: str, reason: str) -> None:
-        """Its stream is looked at again; not at once, unless it is the connection that failed."""
+        """Its stream is looked at again; not at once, unless it is the connection that failed, or there is no room, which is told
+        without a wait.
+        """
         self._made.discard(site)
-        if link.client() is not None:
+        if link.client() is not None and not for_want_of_room(reason):
             self._shunned[site] = _Shunned(reason, time.monotonic() + SHUNNED_S, link.generation)
