@@ -785,6 +785,18 @@ def test_a_directory_in_which_nothing_ever_waited_is_whose_who_needs_it(
     os.close(held)
 
 
+def test_a_mover_lets_the_directory_go_though_a_child_was_forked_meanwhile(config: SpoolConfig) -> None:
+    """An application may fork: the child has a copy of the lock's descriptor, and knows nothing of it."""
+    lanes(config).mkdir()
+    with moving(config):
+        wait_for(lambda: mover_of(config) == os.getpid(), "the lock")
+        lock = (lanes(config) / "forwarder.lock").resolve()
+        [held] = [int(path.name) for path in Path("/proc/self/fd").iterdir() if path.resolve() == lock]
+        copy = os.dup(held)
+    assert mover_of(config) == 0
+    os.close(copy)
+
+
 def test_a_mover_that_waits_for_long_says_so_once(config: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody else may hold the directory for good."""
     told: list[str] = []

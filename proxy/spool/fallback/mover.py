@@ -7,6 +7,7 @@ stream is not to be had or has no room, are put behind all others.
 """
 
 import contextlib
+import fcntl
 import os
 import sqlite3
 import threading
@@ -94,7 +95,7 @@ class Mover:
                 lane.close()
             if held is not None:
                 self._link.close()
-                os.close(held)
+                _let_go(held)
 
     def _hold(self) -> int | None:
         """The directory, once it is there and nobody else has it. It is not made here: where none is, nothing fell back."""
@@ -114,7 +115,7 @@ class Mover:
             mark.put(self._directory, self._names.base)
             self._link = Link(self._address, "beacon-proxy mover", self._publisher.subscribe, quiet=True, patient=True)
         except SpoolError as error:
-            os.close(held)
+            _let_go(held)
             self._note(str(error))
             return None
         return held
@@ -221,6 +222,12 @@ class Mover:
                 log.warning("the fallback cannot be emptied yet", reason=reason)
         elif self._trouble.ends():
             log.info("the fallback is being emptied")
+
+
+def _let_go(lock: int) -> None:
+    """Of a lock; also where a process that was forked meanwhile has its descriptor too."""
+    fcntl.flock(lock, fcntl.LOCK_UN)
+    os.close(lock)
 
 
 @contextlib.contextmanager
