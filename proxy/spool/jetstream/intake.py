@@ -198,7 +198,7 @@ class JetStreamIntake(Entered):
             wake([left.pop(n) for n in numbers], None)
 
         try:
-            errors = await self._shelf.put(self._link, [hit for hit, _ in batch], ids, self._patience_s, stored)
+            errors = await self._shelf.put_part(self._link, [hit for hit, _ in batch], ids, self._patience_s, stored)
         except Exception as error:  # whatever it is: every waiter is told
             errors = [str(error) or type(error).__name__] * len(batch)
         finally:

@@ -25,11 +25,6 @@ class _Shunned(NamedTuple):
     """Of the link: another server may know better."""
 
 
-def _within(part: Sequence[int], stored: Stored) -> Stored:
-    """Told the numbers in that part of a batch, it tells those in the batch."""
-    return lambda numbers: stored([part[n] for n in numbers])
-
-
 class Shelf:
     """Used on the link's loop."""
 
@@ -59,16 +54,11 @@ class Shelf:
             found.setdefault(hit.site if hit.site in strange else "", []).append(number)
         return list(found.values())
 
-    async def put(
-        self, link: Link, batch: Sequence[Hit], ids: Sequence[str], patience_s: float, stored: Stored = nobody
-    ) -> list[str]:
-        """For each hit why it is not known to be stored; "" if it is. Those that are need not wait for the others: `stored`."""
+    async def put(self, link: Link, batch: Sequence[Hit], ids: Sequence[str], patience_s: float) -> list[str]:
+        """For each hit why it is not known to be stored; "" if it is."""
         parts = self.parts(batch)
         done = await asyncio.gather(
-            *(
-                self._put(link, [batch[n] for n in part], [ids[n] for n in part], patience_s, _within(part, stored))
-                for part in parts
-            )
+            *(self.put_part(link, [batch[n] for n in part], [ids[n] for n in part], patience_s) for part in parts)
         )
         errors = [""] * len(batch)
         for part, found in zip(parts, done, strict=True):
@@ -76,8 +66,10 @@ class Shelf:
                 errors[number] = error
         return errors
 
-    async def _put(self, link: Link, batch: Sequence[Hit], ids: Sequence[str], patience_s: float, stored: Stored) -> list[str]:
-        """A part: of sites that are there, or of one that is not."""
+    async def put_part(
+        self, link: Link, batch: Sequence[Hit], ids: Sequence[str], patience_s: float, stored: Stored = nobody
+    ) -> list[str]:
+        """The same for one of the `parts`. Hits that are stored need not wait for the others: `stored`."""
         deadline = time.monotonic() + patience_s
         if batch[0].site not in self._made and (reason := await self._make(link, batch[0].site, patience_s)):
             return [reason] * len(batch)
