@@ -44,7 +44,7 @@ from proxy.spool.jetstream import api, streams
 from proxy.spool.jetstream.link import Link
 from proxy.spool.jetstream.names import Names
 from proxy.spool.jetstream.outlet import JetStreamOutlet
-from proxy.spool.port import RECEIVED, REFUSED, Ledger, Settlement, SpoolConfig, SpoolError, SpoolRefused
+from proxy.spool.port import RECEIVED, REFUSED, Intake, Ledger, Settlement, SpoolConfig, SpoolError, SpoolRefused
 from proxy.spool.sqlite import file
 from proxy.spool.sqlite.survey import audit, read_ledger
 
@@ -195,8 +195,8 @@ def test_a_mover_that_died_in_the_middle_is_followed_by_one_that_moves_the_same(
         outlet.close()
 
 
-async def _append_all(intake: FallbackIntake, wanted: list[str]) -> None:
-    await asyncio.gather(*(intake.append(hit(name)) for name in wanted))
+async def _append_all(intake: Intake, wanted: list[str], site: str = "default") -> None:
+    await asyncio.gather(*(intake.append(hit(name, site=site)) for name in wanted))
 
 
 def test_counts_that_were_begun_to_be_moved_are_moved_once(server: NatsServer, config: SpoolConfig) -> None:
@@ -274,7 +274,8 @@ def test_one_sites_stream_that_is_not_to_be_had_holds_up_no_other_site(
 
 
 def test_a_stream_that_does_not_answer_costs_other_sites_no_time(config: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own visitors wait once for a second, then it is left alone for a while; and the servers do not pass for hung ones."""
+    """Its own visitors wait once for a second, then it is left alone for a while, and one of them tries it again; and the servers
+    do not pass for hung ones."""
     ensure, tries = streams.ensure_stream, 0
 
     async def silent(client: Any, wanted: streams.Config, births: streams.Births) -> None:
@@ -301,6 +302,14 @@ def test_a_stream_that_does_not_answer_costs_other_sites_no_time(config: SpoolCo
         assert max(asyncio.run(both(intake))) < 0.5
         assert tries == 1
         assert not intake._engine.hangs
+        link, shelf = intake._engine._link, intake._engine._shelf
+
+        async def many_batches() -> None:
+            await asyncio.gather(*(shelf.put(link, [hit("a", site="bad")], [str(n)], 0.1) for n in range(20)))
+
+        shelf._shunned["bad"] = shelf._shunned["bad"]._replace(until=0.0)
+        link.run(many_batches(), 5.0)
+        assert tries == 2
         assert spool.fallback_pending(config) == 2
         assert {site: counts[RECEIVED] for site, counts in spool.ledger_of(config).counts.items()}["good"] == 3
 
@@ -319,6 +328,28 @@ def test_the_mover_passes_over_a_site_whose_stream_is_not_to_be_had(server: Nats
         with moving(config):
             wait_for(lambda: spool.fallback_pending(config) == BATCH + 50, "the others to be moved", 5)
             assert spool.ledger_of(config).counts["good"][RECEIVED] == 30
+            _drift(config, intake, "bad")
+            wait_for(lambda: emptied(config), "the lane to be emptied")
+        assert spool.ledger_of(config).counts["bad"][RECEIVED] == BATCH + 51
+
+
+def test_one_site_for_which_there_is_no_room_holds_up_no_other(config: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The brokers that have its stream are full, others are not; here a limit of the stream passes for theirs. More than a batch
+    of its hits lie before those of another, and are moved once there is room."""
+    monkeypatch.setattr("proxy.spool.jetstream.refusal.NO_ROOM", (10077,))
+    monkeypatch.setattr("proxy.spool.fallback.mover.ROOM_S", 0.1)
+    monkeypatch.setattr("proxy.spool.jetstream.intake.LOOK_S", 60.0)
+    with opened(config) as intake:
+        asyncio.run(_append_to_sites(intake, "bad"))
+        _drift(config, intake, "bad", max_msgs=1)
+        for _ in range(2):
+            asyncio.run(_append_to_sites(intake, *["bad", "good"] * 10))
+        assert spool.fallback_pending(config) == 20
+        asyncio.run(_append_all(intake._lane, [str(n) for n in range(BATCH + 30)], "bad"))
+        asyncio.run(_append_all(intake._lane, [str(n) for n in range(30)], "good"))
+        with moving(config):
+            wait_for(lambda: spool.fallback_pending(config) == BATCH + 50, "the others to be moved", 5)
+            assert spool.ledger_of(config).counts["good"][RECEIVED] == 50
             _drift(config, intake, "bad")
             wait_for(lambda: emptied(config), "the lane to be emptied")
         assert spool.ledger_of(config).counts["bad"][RECEIVED] == BATCH + 51
@@ -752,6 +783,18 @@ def test_a_directory_in_which_nothing_ever_waited_is_whose_who_needs_it(
             FallbackIntake(config)
     first._link.close()
     os.close(held)
+
+
+def test_a_mover_lets_the_directory_go_though_a_child_was_forked_meanwhile(config: SpoolConfig) -> None:
+    """An application may fork: the child has a copy of the lock's descriptor, and knows nothing of it."""
+    lanes(config).mkdir()
+    with moving(config):
+        wait_for(lambda: mover_of(config) == os.getpid(), "the lock")
+        lock = (lanes(config) / "forwarder.lock").resolve()
+        [held] = [int(path.name) for path in Path("/proc/self/fd").iterdir() if path.resolve() == lock]
+        copy = os.dup(held)
+    assert mover_of(config) == 0
+    os.close(copy)
 
 
 def test_a_mover_that_waits_for_long_says_so_once(config: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1018,8 +1018,7 @@ def test_endings_that_find_no_room_to_be_recorded_make_it(tmp_path: Path) -> Non
             ledger = outlet.ledger()
             assert (ledger.total(Outcome.BOT), ledger.total(Outcome.REJECTED), ledger.pending) == (29, 1, 0)
             assert ledger.total(Outcome.DELIVERED) == len(claims) - 30
-            intake._full = ""  # the next look does that
-            intake._shelf._shunned.clear()
+            intake._no_room.clear()  # the next look does that
             intake.append_blocking(hit("after"))
     finally:
         server.stop()

@@ -3,7 +3,9 @@ notice."""
 
 import asyncio
 import contextlib
+import secrets
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +15,7 @@ import pytest
 from conftest import wait_for
 from msgspec.structs import replace
 from nats.aio.client import Client
+from nats_server import NatsServer
 from test_jetstream import balanced
 from test_spool import DELIVERED, hit, names
 
@@ -196,6 +199,9 @@ async def _account(split: Split, how: str, intake: JetStreamIntake, fallback: Fa
     await delivered(others)  # from now on the forwarder knows
     ledgers = [asyncio.create_task(until(lambda c=c: read(c), "the ledger")) for c in (split.config, split.with_fallback)]
     assert await rounds_while_one_waits(delivered) > 5
+    no_lane = replace(split.config, fallback=split.with_fallback.fallback + "-of-nobody")
+    for config in (split.config, split.with_fallback, no_lane):
+        assert await asyncio.to_thread(spool.unready, config) == ""
     for ledger in await asyncio.gather(*ledgers):
         assert ledger.silent == (SILENT,)
         assert balanced(ledger)
@@ -225,7 +231,8 @@ async def _fall_back(fallback: FallbackIntake, *sites: str) -> None:
 
 
 def test_where_only_the_silent_site_is_visited_the_servers_do_not_pass_for_hung_ones(split: Split) -> None:
-    """Nobody else is refused for it, and the connection stays: other servers know no better."""
+    """Nobody else is refused for it, and the connection stays: other servers know no better. Where there is no other site,
+    the host is not ready."""
     intake = JetStreamIntake(split.config)
     silent, other = Visitor("quiet", SILENT, intake), Visitor("quiet", OTHERS[0], intake)
 
@@ -242,5 +249,39 @@ def test_where_only_the_silent_site_is_visited_the_servers_do_not_pass_for_hung_
     try:
         asyncio.run(visits())
         assert intake._link.generation == 1
+        client, place = intake._link.client(), Names(STREAM)
+        assert client is not None
+        for site in OTHERS:
+            intake._link.run(api.ask(client, f"STREAM.DELETE.{place.hits_stream(site)}"), 5.0)
+        assert "in time" in spool.unready(split.config)  # whoever comes here is refused
+    finally:
+        intake.close()
+
+
+def test_where_there_is_no_fallback_a_silent_site_leaves_room_for_others(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crowd may come before anything is known of it. Its hits wait in half of the places."""
+    ensure, answers = streams.ensure_stream, threading.Event()
+
+    async def silent(client: Client, wanted: streams.Config, births: streams.Births) -> None:
+        if wanted["name"].endswith(f"_hits_{SILENT}"):
+            await asyncio.to_thread(answers.wait, 10)
+        await ensure(client, wanted, births)
+
+    monkeypatch.setattr("proxy.spool.jetstream.intake.MAX_WAITING", 20)
+    monkeypatch.setattr(streams, "ensure_stream", silent)
+    intake = JetStreamIntake(nats_server.spool(secrets.token_hex(4)))
+    one_of_many, other = Visitor("many", SILENT, intake), Visitor("few", OTHERS[0], intake)
+
+    async def visits() -> None:
+        many = asyncio.gather(*(one_of_many.ask() for _ in range(30)))
+        await until(lambda: intake._waiting, "some to wait")
+        assert await all_ask([other] * 5) == {200}
+        answers.set()
+        assert Counter(await many) == {200: 10, 503: 20}
+
+    try:
+        asyncio.run(visits())
     finally:
         intake.close()

@@ -3,10 +3,11 @@
 One at a time for a directory, by the lock that a forwarder of such a directory holds. A row is deleted once its publication is
 acknowledged, so a mover may be killed at any instant. Between two batches it rests for as long as the last one took: at most half
 of what the servers can take is taken from fresh beacons. Rows that cannot be moved, because they are too large or their site's
-stream is not to be had, are put behind all others.
+stream is not to be had or has no room, are put behind all others.
 """
 
 import contextlib
+import fcntl
 import os
 import sqlite3
 import threading
@@ -69,6 +70,8 @@ class Mover:
         self._moved = 0
         """Since the lanes were empty."""
         self._room_looked, self._has_room = float("-inf"), True
+        self._refused = False
+        """Whether the servers had no room for something in this turn."""
         self.turned = time.monotonic()
         """When it last began a turn (monotonic)."""
         self._link: Link
@@ -92,7 +95,7 @@ class Mover:
                 lane.close()
             if held is not None:
                 self._link.close()
-                os.close(held)
+                _let_go(held)
 
     def _hold(self) -> int | None:
         """The directory, once it is there and nobody else has it. It is not made here: where none is, nothing fell back."""
@@ -112,7 +115,7 @@ class Mover:
             mark.put(self._directory, self._names.base)
             self._link = Link(self._address, "beacon-proxy mover", self._publisher.subscribe, quiet=True, patient=True)
         except SpoolError as error:
-            os.close(held)
+            _let_go(held)
             self._note(str(error))
             return None
         return held
@@ -121,7 +124,7 @@ class Mover:
         """A batch of each lane; how many rows and counts were moved."""
         if self._link.client() is None:
             return 0
-        moved = 0
+        moved, self._refused = 0, False
         for path in file.lane_files(self._directory):
             try:
                 lane = self._lane(path)
@@ -132,6 +135,8 @@ class Mover:
                 self._forget(path)
                 if isinstance(error, sqlite3.Error) and file.is_corrupt(error):
                     log.error("a corrupt lane is set aside", lane=str(path), aside=str(file.set_aside(path)))
+        if self._refused and not moved:
+            self._room_looked, self._has_room = time.monotonic(), False
         self._moved += moved
         if not moved and self._moved:
             log.info("moved from the fallback into the spool", beacons=self._moved)
@@ -164,10 +169,7 @@ class Mover:
             moved = [row for row, error in zip(rows, errors, strict=True) if not error]
             if not moved and not any(map(lasting, errors)) and not self._answers():
                 break  # it is not for the sake of one of them
-            if any(map(for_want_of_room, errors)):
-                self._room_looked, self._has_room = time.monotonic(), False
-                lane.end(moved, [])
-                return len(moved)
+            self._refused = self._refused or any(map(for_want_of_room, errors))
             lane.end(moved, [row for row, error in zip(rows, errors, strict=True) if error])
             if moved:
                 return len(moved)
@@ -220,6 +222,12 @@ class Mover:
                 log.warning("the fallback cannot be emptied yet", reason=reason)
         elif self._trouble.ends():
             log.info("the fallback is being emptied")
+
+
+def _let_go(lock: int) -> None:
+    """Of a lock; also where a process that was forked meanwhile has its descriptor too."""
+    fcntl.flock(lock, fcntl.LOCK_UN)
+    os.close(lock)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import contextlib
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -34,8 +35,10 @@ from proxy.spool.waiting import Entered, Waiter, wake
 if TYPE_CHECKING:
     from nats.aio.client import Client
 
-MAX_WAITING = 16_384
-"""Hits that may wait for the servers at once; one more is refused."""
+MAX_WAITING = 32_768
+"""Hits that may wait for the servers at once. A site's may take as many places as are left for all others: one that is silent
+never has more than half of them.
+"""
 GATHER_FROM, GATHER_S = 4, 0.0005
 """After a batch of at least so many, others are on their way: see group.py."""
 MAX_BATCH = 1024
@@ -69,8 +72,13 @@ class JetStreamIntake(Entered):
         self._hits: list[tuple[Hit, Waiter]] = []
         self._waiting = 0
         """Hits that were taken, and whose waiters were not told yet."""
+        self._waiting_of: Counter[str] = Counter()
+        """The same by site."""
         self._idle = self._closing = False
         self._full = ""
+        """That max_bytes is reached."""
+        self._no_room: dict[str, str] = {}
+        """Site → with which words its stream's servers refused it; until the next look."""
         self.hangs: dict[str, str] = {}
         """Site → why its last batch was not answered in time; empty once any was. Meanwhile one hit at a time tries whether it is
         so."""
@@ -131,13 +139,14 @@ class JetStreamIntake(Entered):
                 raise SpoolRefused("the spool is closed")
             if down_since is not None and time.monotonic() - down_since > self._patience_s:
                 raise SpoolRefused(f"no connection to the spool: {self._link.trouble}")
-            if self._full:
-                raise SpoolRefused(self._full)
+            if full := self._full or self._no_room.get(hit.site):
+                raise SpoolRefused(full)
             if self._waiting and (reason := self.hangs.get(hit.site)):
                 raise SpoolRefused(reason)
-            if self._waiting >= MAX_WAITING:
+            if self._waiting_of[hit.site] >= MAX_WAITING - self._waiting:
                 raise SpoolRefused("the spool's servers are too slow: too many beacons wait for them")
             self._waiting += 1
+            self._waiting_of[hit.site] += 1
             self._hits.append((hit, waiter))
             self._ring()
 
@@ -176,25 +185,31 @@ class JetStreamIntake(Entered):
         ids = [self._ids.next() for _ in batch]
         left = dict(enumerate(waiter for _, waiter in batch))
 
+        def told(numbers: Iterable[int]) -> None:
+            """With the lock."""
+            for number in numbers:
+                self._waiting -= 1
+                self._waiting_of[batch[number][0].site] -= 1
+
         def stored(numbers: list[int]) -> None:
-            waiters = [left.pop(n) for n in numbers if n in left]
+            numbers = [n for n in numbers if n in left]
             with self._lock:
-                self._waiting -= len(waiters)
-            wake(waiters, None)
+                told(numbers)
+            wake([left.pop(n) for n in numbers], None)
 
         try:
-            errors = await self._shelf.put(self._link, [hit for hit, _ in batch], ids, self._patience_s, stored)
+            errors = await self._shelf.put_part(self._link, [hit for hit, _ in batch], ids, self._patience_s, stored)
         except Exception as error:  # whatever it is: every waiter is told
             errors = [str(error) or type(error).__name__] * len(batch)
         finally:
             with self._lock:
-                self._waiting -= len(left)
+                told(left)
                 if not all(errors):
                     self.hangs, self._stored = {}, time.monotonic()
                 elif time.monotonic() - began >= 0.9 * self._patience_s and self._stored < began:
                     self.hangs |= {hit.site: error for (hit, _), error in zip(batch, errors, strict=True)}
-                if full := next(filter(for_want_of_room, errors), ""):
-                    self._full = full  # until the next look: the room that deliveries make is for what they have to store, first
+                # until the next look: the room that deliveries make is for what they have to store, first
+                self._no_room |= {hit.site: why for (hit, _), why in zip(batch, errors, strict=True) if for_want_of_room(why)}
             self._tell(batch, ids, errors, left)
             self.note(next(filter(None, errors), ""))
         if not any(errors):
@@ -222,6 +237,7 @@ class JetStreamIntake(Entered):
             with contextlib.suppress(Exception):  # no answer: what was known last is still the best guess
                 if (client := self._link.client()) is not None:
                     used = await streams.used_bytes(client, self._names)
+                    self._no_room = {}
                     self._full = f"the spool holds max_bytes ({self._max_bytes})" if used >= self._max_bytes else ""
                     await client.publish(self._names.state_of("collector", self._me), msgspec.json.encode(self.stats))
             await asyncio.sleep(LOOK_S)

@@ -12,6 +12,7 @@ from proxy.spool.jetstream import streams
 from proxy.spool.jetstream.link import Link
 from proxy.spool.jetstream.names import HIT_ID, Names
 from proxy.spool.jetstream.publisher import UNANSWERED, Message, Publisher, Stored, lasting, nobody
+from proxy.spool.jetstream.refusal import for_want_of_room
 
 SHUNNED_S = 3.0
 """A site whose stream failed is not tried again for so long: else each of its beacons would wait for it."""
@@ -22,11 +23,6 @@ class _Shunned(NamedTuple):
     until: float
     generation: int
     """Of the link: another server may know better."""
-
-
-def _within(part: Sequence[int], stored: Stored) -> Stored:
-    """Told the numbers in that part of a batch, it tells those in the batch."""
-    return lambda numbers: stored([part[n] for n in numbers])
 
 
 class Shelf:
@@ -58,16 +54,11 @@ class Shelf:
             found.setdefault(hit.site if hit.site in strange else "", []).append(number)
         return list(found.values())
 
-    async def put(
-        self, link: Link, batch: Sequence[Hit], ids: Sequence[str], patience_s: float, stored: Stored = nobody
-    ) -> list[str]:
-        """For each hit why it is not known to be stored; "" if it is. Those that are need not wait for the others: `stored`."""
+    async def put(self, link: Link, batch: Sequence[Hit], ids: Sequence[str], patience_s: float) -> list[str]:
+        """For each hit why it is not known to be stored; "" if it is."""
         parts = self.parts(batch)
         done = await asyncio.gather(
-            *(
-                self._put(link, [batch[n] for n in part], [ids[n] for n in part], patience_s, _within(part, stored))
-                for part in parts
-            )
+            *(self.put_part(link, [batch[n] for n in part], [ids[n] for n in part], patience_s) for part in parts)
         )
         errors = [""] * len(batch)
         for part, found in zip(parts, done, strict=True):
@@ -75,8 +66,10 @@ class Shelf:
                 errors[number] = error
         return errors
 
-    async def _put(self, link: Link, batch: Sequence[Hit], ids: Sequence[str], patience_s: float, stored: Stored) -> list[str]:
-        """A part: of sites that are there, or of one that is not."""
+    async def put_part(
+        self, link: Link, batch: Sequence[Hit], ids: Sequence[str], patience_s: float, stored: Stored = nobody
+    ) -> list[str]:
+        """The same for one of the `parts`. Hits that are stored need not wait for the others: `stored`."""
         deadline = time.monotonic() + patience_s
         if batch[0].site not in self._made and (reason := await self._make(link, batch[0].site, patience_s)):
             return [reason] * len(batch)
@@ -96,6 +89,8 @@ class Shelf:
             return shunned.reason
         if (client := link.client()) is None:
             return ""
+        if shunned is not None:  # one tries, the others are told what is known
+            self._shunned[site] = _Shunned(shunned.reason, time.monotonic() + SHUNNED_S, link.generation)
         try:
             async with asyncio.timeout(patience_s):
                 config = streams.hits_stream(self._names, site, self._replicas)
@@ -120,7 +115,9 @@ class Shelf:
                 await self.prepare(link)
 
     def _shun(self, link: Link, site: str, reason: str) -> None:
-        """Its stream is looked at again; not at once, unless it is the connection that failed."""
+        """Its stream is looked at again; not at once, unless it is the connection that failed, or there is no room, which is told
+        without a wait.
+        """
         self._made.discard(site)
-        if link.client() is not None:
+        if link.client() is not None and not for_want_of_room(reason):
             self._shunned[site] = _Shunned(reason, time.monotonic() + SHUNNED_S, link.generation)

@@ -170,22 +170,32 @@ def _plain(field: str, value: object) -> str:
     return "not set" if value is None else str(value)
 
 
-async def used_bytes(client: "Client", names: Names) -> int:
-    """Bytes of the pending hits and the dead letters, each counted once, however many replicas there are."""
-    found, _ = await all_of_hits(client, names)
-    dead = await api.ask(client, f"STREAM.INFO.{names.dead}")
-    return sum(stream["state"]["bytes"] for stream in [*found, dead])
+async def used_bytes(client: "Client", names: Names, patience_s: float = SILENT_S, any_site: bool = False) -> int:
+    """Bytes of the pending hits and the dead letters, each counted once, however many replicas there are; silent streams count
+    nothing. `any_site`: raises TimeoutError where those of all sites are silent.
+    """
+    (found, silent), [dead] = await asyncio.gather(
+        all_of_hits(client, names, patience_s), _told(client, [names.dead], patience_s)
+    )
+    if any_site and silent and not found:
+        raise TimeoutError
+    return sum(stream["state"]["bytes"] for stream in [*found, dead] if not isinstance(stream, BaseException))
 
 
-async def all_of_hits(client: "Client", names: Names) -> tuple[list[Any], list[str]]:
+async def all_of_hits(client: "Client", names: Names, patience_s: float = SILENT_S) -> tuple[list[Any], list[str]]:
     """What each site's stream says of itself, and the names of those that are silent. One request would do for all of them
     (STREAM.LIST), but its answer takes 4 s when one is silent.
     """
     found = await api.ask_all(client, "STREAM.NAMES", "streams", {"subject": names.all_hits})
-    asked = (api.ask(client, f"STREAM.INFO.{name}", patience_s=SILENT_S) for name in found)
-    told = dict(zip(found, await asyncio.gather(*asked, return_exceptions=True), strict=True))
+    told = dict(zip(found, await _told(client, found, patience_s), strict=True))
     silent = [name for name, answer in told.items() if isinstance(answer, Exception) and not _gone(answer)]
     return [answer for answer in told.values() if not isinstance(answer, BaseException)], silent
+
+
+def _told(client: "Client", names: list[str], patience_s: float) -> "asyncio.Future[list[Any]]":
+    """What each of the streams says of itself, or why it says nothing."""
+    asked = (api.ask(client, f"STREAM.INFO.{name}", patience_s=patience_s) for name in names)
+    return asyncio.gather(*asked, return_exceptions=True)
 
 
 def _gone(answer: Exception) -> bool:
