@@ -55,6 +55,7 @@ from proxy.spool.port import (
 )
 
 if TYPE_CHECKING:
+    from in_thread import InThread
     from nats.aio.client import Client
 
 DIED = Final(Outcome.REJECTED, "404")
@@ -1066,3 +1067,42 @@ def test_a_hit_that_is_held_for_long_is_not_given_to_another(config: SpoolConfig
         settled(one, claims, DELIVERED)
         assert one.ledger().pending == 0
         two.close()
+
+
+def made_anew(server: NatsServer, stream: str, log: str) -> bool:
+    """Whether it is there again, and that was told."""
+    told = any("made anew" in line and stream in line for line in log.splitlines())
+    return told and stream in server.api("STREAM.NAMES")["streams"]
+
+
+def test_without_their_state_stream_forwarders_make_it_anew_and_go_on(
+    nats_server: NatsServer,
+    config: SpoolConfig,
+    inside: Callable[..., "InThread"],
+    sandbox: SandboxProcess,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Who has no share claims nothing, and would wait for ever."""
+    monkeypatch.setattr("proxy.forward.telling.PUBLISH_MS", 200)
+    monkeypatch.setattr("proxy.forward.sharing.STALE_MS", 400)  # no share is left when it is made anew
+    monkeypatch.setattr("proxy.spool.jetstream.outlet.REST_S", 0.8)
+    proxy, state, told = inside(SPOOL=config.url, FALLBACK=""), Names(config.url.partition("stream=")[2]).state, ""
+
+    def visit(name: str) -> None:
+        assert httpx.get(f"{proxy.url}/e?_n={name}&_p={state}").status_code == 200
+
+    def delivered() -> list[str]:
+        return [beacon["params"]["_n"] for beacon in sandbox.beacons() if beacon["params"]["_p"] == state]
+
+    def is_made_anew() -> bool:
+        nonlocal told
+        told += capsys.readouterr().err
+        return made_anew(nats_server, state, told)
+
+    visit("before")
+    wait_for(lambda: delivered() == ["before"], "the one before")
+    nats_server.api(f"STREAM.DELETE.{state}")
+    wait_for(is_made_anew, "the stream")
+    visit("after")
+    wait_for(lambda: delivered() == ["before", "after"], "the one after")

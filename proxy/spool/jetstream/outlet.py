@@ -38,8 +38,8 @@ T = TypeVar("T")
 
 LOOK_S = 1.0
 """Between two looks for streams of new sites."""
-SITE_PATIENCE_S, REST_S = 1.0, 5.0
-"""For one site's stream to answer; if it does not, it is asked again after so long."""
+SITE_PATIENCE_S, COMMON_PATIENCE_S, REST_S = 1.0, 2.0, 5.0
+"""For one site's stream to answer, and for the common ones; if they do not, they are asked again after so long."""
 HURRY_S = 0.1
 """How long is waited for what did not answer before; if it takes longer, its answer counts when it comes."""
 POLLED_AT_ONCE, POLL_S = 16, 0.002
@@ -68,7 +68,7 @@ class JetStreamOutlet:
         """By stream, where we are making sure of our consumer."""
         self._births = streams.Births()
         self._next_prepare = float("-inf")
-        """When (monotonic) to make sure of the common streams again; infinite once they were there."""
+        """When (monotonic) to make sure of the common streams again; infinite while nothing has failed since they were there."""
         self._wrong: set[str] = set()
         """The calls that failed last."""
         self._looked, self._seen_in = float("-inf"), 0
@@ -89,8 +89,7 @@ class JetStreamOutlet:
     def claim(self, limit: int, now_ms: int, closed: Collection[str] = ()) -> list[Claim]:
         """As the port says; each site gets its share."""
         self._settle_kept()
-        if time.monotonic() >= self._next_prepare:
-            self._run(self._ensure_common(), None)
+        self._prepare_again()
         claimed = self._flights.due(limit // 2 + 1, now_ms, closed)
         self._run(self._fetch(limit - len(claimed), closed), None)
         claimed += self._flights.fresh(limit - len(claimed), closed)
@@ -129,6 +128,7 @@ class JetStreamOutlet:
         return self._link.ask(self._book.read(client), PATIENCE_S)
 
     def publish(self, state: bytes) -> None:
+        self._prepare_again()  # who has no share claims nothing
         self._run(self.peers.tell(state), None)
         self._settle_kept()
 
@@ -147,6 +147,10 @@ class JetStreamOutlet:
         self._run(self._settler.put_off(self._link, [(reply, 0) for reply in self._flights.clear()]), None)
         self._link.close()
 
+    def _prepare_again(self) -> None:
+        if time.monotonic() >= self._next_prepare:
+            self._run(self._ensure_common(), None, COMMON_PATIENCE_S)
+
     def _settle_kept(self) -> None:
         if self._settler.kept:
             self._run(self._record(), None)
@@ -156,7 +160,7 @@ class JetStreamOutlet:
             await self._look_for_sites(client)  # servers may have come back without their streams
         await self._settler.record(self._link)
 
-    def _run(self, call: Coroutine[Any, Any, T], otherwise: T) -> T:
+    def _run(self, call: Coroutine[Any, Any, T], otherwise: T, patience_s: float = PATIENCE_S) -> T:
         """What the call gives; in trouble, what is given otherwise. The trouble is told of once, and its end when every call that
         failed has succeeded.
         """
@@ -165,10 +169,11 @@ class JetStreamOutlet:
             if self._link.client() is None:
                 call.close()
                 return otherwise
-            found = self._link.run(call, PATIENCE_S)
+            found = self._link.run(call, patience_s)
         except Exception as error:
             self._wrong.add(what)
             self._in_trouble(error)
+            self._next_prepare = min(self._next_prepare, time.monotonic() + REST_S)  # somebody may have deleted one
             away = isinstance(error, TimeoutError) or (isinstance(error, api.ApiError) and error.number == api.UNAVAILABLE)
             if away and not self._sources:  # as long as a site answers, it is not the server
                 asyncio.run_coroutine_threadsafe(self._link.move_on(), self._link.loop)
