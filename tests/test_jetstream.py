@@ -1106,3 +1106,42 @@ def test_without_their_state_stream_forwarders_make_it_anew_and_go_on(
     wait_for(is_made_anew, "the stream")
     visit("after")
     wait_for(lambda: delivered() == ["before", "after"], "the one after")
+
+
+@pytest.mark.parametrize(("which", "ending"), [("dead", DIED), ("ledger", Final(Outcome.BOT))])
+def test_a_stream_of_records_that_is_silent_and_then_gone_holds_up_no_delivery(
+    nats_server: NatsServer,
+    config: SpoolConfig,
+    which: str,
+    ending: Final,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """While one record waits to be put down, others are claimed and acknowledged, many times. Then it is, in a stream that is made
+    anew."""
+    monkeypatch.setattr("proxy.spool.jetstream.outlet.REST_S", 0.1)
+    monkeypatch.setattr("proxy.spool.jetstream.settler.WAIT_S", 0.1)
+    name = getattr(place := Names(config.url.partition("stream=")[2]), which)
+    [subjects] = [stream["subjects"] for stream in streams.common_streams(place, 1) if stream["name"] == name]
+    with opened(config) as (intake, outlet):
+
+        def turn() -> None:
+            intake.append_blocking(hit("alive"))
+            settled(outlet, wait_for(lambda: outlet.claim(10, 0), "a hit"), DELIVERED)
+            outlet.publish(b"at work")
+
+        intake.append_blocking(hit("ends"))
+        claims = wait_for(lambda: outlet.claim(10, 0), "the one that ends")
+        nats_server.api(f"STREAM.DELETE.{name}")
+        nats_server.api(f"STREAM.CREATE.{name}-mute", {"name": f"{name}-mute", "subjects": subjects, "no_ack": True})
+        settled(outlet, claims, ending)
+        [kept] = outlet._settler.kept.values()
+        for _ in range(10):
+            turn()
+            assert kept.recording
+        assert list(outlet._settler.kept.values()) == [kept]
+        nats_server.api(f"STREAM.DELETE.{name}-mute")
+        wait_for(lambda: (turn(), not outlet._settler.kept)[1], "the record to be put down")
+        assert made_anew(nats_server, name, log := capsys.readouterr().err)
+        assert log.count("spool in trouble") == 1
+        assert outlet.ledger().total(ending.outcome) == 1
