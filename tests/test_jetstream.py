@@ -1117,8 +1117,7 @@ def test_a_stream_of_records_that_is_silent_and_then_gone_holds_up_no_delivery(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """While one record waits to be put down, others are claimed and acknowledged, many times. Then it is, in a stream that is made
-    anew."""
+    """While one record waits to be put down, others are claimed and acknowledged, many times. Then it is, in a stream made anew."""
     monkeypatch.setattr("proxy.spool.jetstream.outlet.REST_S", 0.1)
     monkeypatch.setattr("proxy.spool.jetstream.settler.WAIT_S", 0.1)
     name = getattr(place := Names(config.url.partition("stream=")[2]), which)
@@ -1145,3 +1144,19 @@ def test_a_stream_of_records_that_is_silent_and_then_gone_holds_up_no_delivery(
         assert made_anew(nats_server, name, log := capsys.readouterr().err)
         assert log.count("spool in trouble") == 1
         assert outlet.ledger().total(ending.outcome) == 1
+
+
+def test_a_call_that_failed_and_is_never_made_again_is_no_trouble_for_ever(
+    config: SpoolConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is read once, at the start, say. The next trouble would not be told."""
+    monkeypatch.setattr("proxy.spool.jetstream.outlet.FORGET_S", 0.1)
+    monkeypatch.setattr("proxy.spool.jetstream.outlet.REST_S", 0.0)
+
+    async def once() -> None:
+        raise RuntimeError("at the start")
+
+    with opened(config) as (_, outlet):
+        outlet._run(once(), None)
+        assert "at the start" in capsys.readouterr().err
+        wait_for(lambda: (outlet.claim(10, 0), "works again" in capsys.readouterr().err)[1], "the end to be told")

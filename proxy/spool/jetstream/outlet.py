@@ -47,6 +47,8 @@ POLLED_AT_ONCE, POLL_S = 16, 0.002
 SAY_S, UNHEARD_S = 5.0, streams.ACK_WAIT_S / 3
 """How often is looked for hits of which the server was told nothing for so long."""
 PATIENCE_S = 10.0
+FORGET_S = 10.0
+"""A call that failed, and was not made again for so long, says nothing any more: not every one recurs."""
 
 
 class JetStreamOutlet:
@@ -69,8 +71,8 @@ class JetStreamOutlet:
         self._births = streams.Births()
         self._next_prepare = float("-inf")
         """When (monotonic) to make sure of the common streams again; infinite while nothing has failed since they were there."""
-        self._wrong: set[str] = set()
-        """The calls that failed last."""
+        self._wrong: dict[str, float] = {}
+        """The calls that failed last → when (monotonic)."""
         self._looked, self._seen_in = float("-inf"), 0
         """When we last looked for sites, and in which of the link's generations."""
         self._told_of = Trouble()
@@ -162,7 +164,7 @@ class JetStreamOutlet:
 
     def _run(self, call: Coroutine[Any, Any, T], otherwise: T, patience_s: float = PATIENCE_S) -> T:
         """What the call gives; in trouble, what is given otherwise. The trouble is told of once, and its end when every call that
-        failed has succeeded.
+        failed has succeeded, or is not made any more.
         """
         what = getattr(call, "__qualname__", "")
         try:
@@ -171,15 +173,17 @@ class JetStreamOutlet:
                 return otherwise
             found = self._link.run(call, patience_s)
         except Exception as error:
-            self._wrong.add(what)
+            self._wrong[what] = time.monotonic()
             self._in_trouble(error)
             self._next_prepare = min(self._next_prepare, time.monotonic() + REST_S)  # somebody may have deleted one
             away = isinstance(error, TimeoutError) or (isinstance(error, api.ApiError) and error.number == api.UNAVAILABLE)
             if away and not self._sources:  # as long as a site answers, it is not the server
                 asyncio.run_coroutine_threadsafe(self._link.move_on(), self._link.loop)
             return otherwise
-        self._wrong.discard(what)
-        if not self._wrong and not self._resting and self._next_prepare == float("inf") and self._told_of.ends():
+        self._wrong.pop(what, None)
+        lately = time.monotonic() - FORGET_S
+        over = all(at < lately for at in self._wrong.values()) and not self._resting and self._next_prepare == float("inf")
+        if over and self._told_of.ends():
             log.info("the spool works again")
         return found
 
