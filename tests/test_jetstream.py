@@ -1160,3 +1160,35 @@ def test_a_call_that_failed_and_is_never_made_again_is_no_trouble_for_ever(
         outlet._run(once(), None)
         assert "at the start" in capsys.readouterr().err
         wait_for(lambda: (outlet.claim(10, 0), "works again" in capsys.readouterr().err)[1], "the end to be told")
+
+
+def test_where_nobody_says_which_streams_there_are_the_known_ones_are_delivered_from(
+    config: SpoolConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in an election: it is asked again a while after it was given up, and is one trouble until it is answered."""
+    monkeypatch.setattr("proxy.spool.jetstream.outlet.REST_S", 0.0)
+    ask, given_up = api.ask, [0.0]
+
+    async def unanswered(client: Client, what: str, *rest: Any, **more: Any) -> Any:
+        if what != "STREAM.NAMES":
+            return await ask(client, what, *rest, **more)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            given_up.append(time.monotonic())
+
+    with opened(config) as (intake, outlet):
+        intake.append_blocking(hit("a"))
+        assert names(wait_for(lambda: outlet.claim(1, 0), "a hit")) == ["a"]
+        with monkeypatch.context() as patch:
+            patch.setattr("proxy.spool.jetstream.outlet.SITE_PATIENCE_S", 0.05)
+            patch.setattr(api, "ask", unanswered)
+            for name in ("b", "c", "d"):
+                intake.append_blocking(hit(name))
+                assert names(wait_for(lambda: outlet.claim(1, 0), "a hit")) == [name]
+                assert outlet._looked >= given_up[-1] > given_up[-2]
+                del given_up[:-1]
+        told = capsys.readouterr().err
+        assert told.count("spool in trouble") == 1
+        assert "works again" not in told
+        wait_for(lambda: (outlet.claim(1, 0), "works again" in capsys.readouterr().err)[1], "its end")

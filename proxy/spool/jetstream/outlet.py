@@ -211,7 +211,6 @@ class JetStreamOutlet:
 
     async def _look_for_sites(self, client: "Client") -> list[Exception]:
         """What is wrong with single sites: it does not stop the others. Raises where nobody answers at all."""
-        self._looked, now = time.monotonic(), time.monotonic()
         if self._link.generation != self._seen_in:
             self._flights.take_off(self._puller.take(), self._source_of, ())  # those are of the streams that were there before
             self._sources.clear()
@@ -220,9 +219,13 @@ class JetStreamOutlet:
             asked = api.ask_all(client, "STREAM.NAMES", "streams", {"subject": self._names.all_hits})
             found = await asyncio.wait_for(asked, SITE_PATIENCE_S)
         except Exception as error:
+            self._wrong["look"] = time.monotonic()
             if not self._sources:
                 raise
             return [error]
+        finally:
+            now = self._looked = time.monotonic()
+        self._wrong.pop("look", None)
         for gone in self._sources.keys() - set(found):
             del self._sources[gone]
         self._resting = {stream: until for stream, until in self._resting.items() if stream in found}
