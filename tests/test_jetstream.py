@@ -1117,7 +1117,7 @@ def test_a_stream_of_records_that_is_silent_and_then_gone_holds_up_no_delivery(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """While one record waits to be put down, others are claimed and acknowledged, many times. Then it is, in a stream made anew."""
+    """While one record waits to be put down, others are claimed and acknowledged. Then it is, in a stream made anew."""
     monkeypatch.setattr("proxy.spool.jetstream.outlet.REST_S", 0.1)
     monkeypatch.setattr("proxy.spool.jetstream.settler.WAIT_S", 0.1)
     name = getattr(place := Names(config.url.partition("stream=")[2]), which)
@@ -1192,3 +1192,22 @@ def test_where_nobody_says_which_streams_there_are_the_known_ones_are_delivered_
         assert told.count("spool in trouble") == 1
         assert "works again" not in told
         wait_for(lambda: (outlet.claim(1, 0), "works again" in capsys.readouterr().err)[1], "its end")
+
+
+def test_acknowledgements_that_were_cut_off_before_they_began_are_sent_with_the_next(config: SpoolConfig) -> None:
+    """Whoever waited for them gave up."""
+    with opened(config) as (intake, outlet):
+        intake.append_blocking(hit("a"))
+        [claim] = wait_for(lambda: outlet.claim(10, 0), "a hit")
+        outlet._settler.end(claim.ticket, DELIVERED)
+
+        async def cut_off() -> None:
+            recording = asyncio.create_task(outlet._settler.record(outlet._link))
+            await asyncio.sleep(0)
+            recording.cancel()
+            await asyncio.wait([recording])
+
+        outlet._link.run(cut_off(), 5.0)
+        assert outlet.ledger().pending == 1
+        outlet.settle([])
+        assert outlet.ledger().pending == 0

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Collection, Coroutine, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -232,8 +233,10 @@ class JetStreamOutlet:
         new = [s for s in found if s not in self._sources and s not in self._asking and self._resting.get(s, 0.0) <= now]
         if not new:
             return []
-        begun = [asyncio.create_task(self._ask_for(client, stream)) for stream in new]
-        self._asking.update(zip(new, begun, strict=True))
+        for stream in new:
+            task = self._asking[stream] = asyncio.create_task(self._ask_for(client, stream))
+            task.add_done_callback(partial(self._asking.pop, stream))
+        begun = [self._asking[stream] for stream in new]
         done, _ = await asyncio.wait(begun, timeout=HURRY_S if self._resting.keys() >= set(new) else None)
         self._sources = {stream: self._sources[stream] for stream in found if stream in self._sources}  # in their order
         wrong = [failed for task in done if (failed := task.result()) is not None]
@@ -250,8 +253,6 @@ class JetStreamOutlet:
         except Exception as error:
             self._resting[stream] = time.monotonic() + REST_S
             return error
-        finally:
-            self._asking.pop(stream, None)
         self._resting.pop(stream, None)
         self._births.note(stream, born)
         self._sources[stream] = Source(self._names.site_of(stream), born)

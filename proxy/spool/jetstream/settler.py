@@ -11,6 +11,7 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from proxy.delivery import Final
@@ -128,7 +129,8 @@ class Settler:
         if client is None:
             return
         for stream, some in by_stream.items():
-            self._acknowledging[stream] = asyncio.create_task(self._acknowledge_to(client, stream, some))
+            task = self._acknowledging[stream] = asyncio.create_task(self._acknowledge_to(client, stream, some))
+            task.add_done_callback(partial(self._acknowledging.pop, stream))  # also of one that was cut off before it began
         awaited = [task for stream, task in self._acknowledging.items() if stream not in self._silent]
         answers = await asyncio.gather(*awaited, return_exceptions=True)
         if failed := next((answer for answer in answers if answer is not None), None):
@@ -149,8 +151,6 @@ class Settler:
             self._silent.discard(stream)
             for flight in flights:
                 self._done(flight)
-        finally:
-            del self._acknowledging[stream]
 
     def _done(self, flight: Flight) -> None:
         if (ending := self.kept.get(flight.key)) is not None:
