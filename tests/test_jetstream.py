@@ -55,6 +55,7 @@ from proxy.spool.port import (
 )
 
 if TYPE_CHECKING:
+    from in_thread import InThread
     from nats.aio.client import Client
 
 DIED = Final(Outcome.REJECTED, "404")
@@ -1065,3 +1066,147 @@ def test_a_hit_that_is_held_for_long_is_not_given_to_another(config: SpoolConfig
         settled(one, claims, DELIVERED)
         assert one.ledger().pending == 0
         two.close()
+
+
+def made_anew(server: NatsServer, stream: str, log: str) -> bool:
+    """Whether it is there again, and that was told."""
+    told = any("made anew" in line and stream in line for line in log.splitlines())
+    return told and stream in server.api("STREAM.NAMES")["streams"]
+
+
+def test_without_their_state_stream_forwarders_make_it_anew_and_go_on(
+    nats_server: NatsServer,
+    config: SpoolConfig,
+    inside: Callable[..., "InThread"],
+    sandbox: SandboxProcess,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Who has no share claims nothing, and would wait for ever."""
+    monkeypatch.setattr("proxy.forward.telling.PUBLISH_MS", 200)
+    monkeypatch.setattr("proxy.forward.sharing.STALE_MS", 400)  # no share is left when it is made anew
+    monkeypatch.setattr("proxy.spool.jetstream.outlet.REST_S", 0.8)
+    proxy, state, told = inside(SPOOL=config.url, FALLBACK=""), Names(config.url.partition("stream=")[2]).state, ""
+
+    def visit(name: str) -> None:
+        assert httpx.get(f"{proxy.url}/e?_n={name}&_p={state}").status_code == 200
+
+    def delivered() -> list[str]:
+        return [beacon["params"]["_n"] for beacon in sandbox.beacons() if beacon["params"]["_p"] == state]
+
+    def is_made_anew() -> bool:
+        nonlocal told
+        told += capsys.readouterr().err
+        return made_anew(nats_server, state, told)
+
+    visit("before")
+    wait_for(lambda: delivered() == ["before"], "the one before")
+    nats_server.api(f"STREAM.DELETE.{state}")
+    wait_for(is_made_anew, "the stream")
+    visit("after")
+    wait_for(lambda: delivered() == ["before", "after"], "the one after")
+
+
+@pytest.mark.parametrize(("which", "ending"), [("dead", DIED), ("ledger", Final(Outcome.BOT))])
+def test_a_stream_of_records_that_is_silent_and_then_gone_holds_up_no_delivery(
+    nats_server: NatsServer,
+    config: SpoolConfig,
+    which: str,
+    ending: Final,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """While one record waits to be put down, others are claimed and acknowledged. Then it is, in a stream made anew."""
+    monkeypatch.setattr("proxy.spool.jetstream.outlet.REST_S", 0.1)
+    monkeypatch.setattr("proxy.spool.jetstream.settler.WAIT_S", 0.1)
+    name = getattr(place := Names(config.url.partition("stream=")[2]), which)
+    [subjects] = [stream["subjects"] for stream in streams.common_streams(place, 1) if stream["name"] == name]
+    with opened(config) as (intake, outlet):
+
+        def turn() -> None:
+            intake.append_blocking(hit("alive"))
+            settled(outlet, wait_for(lambda: outlet.claim(10, 0), "a hit"), DELIVERED)
+            outlet.publish(b"at work")
+
+        intake.append_blocking(hit("ends"))
+        claims = wait_for(lambda: outlet.claim(10, 0), "the one that ends")
+        nats_server.api(f"STREAM.DELETE.{name}")
+        nats_server.api(f"STREAM.CREATE.{name}-mute", {"name": f"{name}-mute", "subjects": subjects, "no_ack": True})
+        settled(outlet, claims, ending)
+        [kept] = outlet._settler.kept.values()
+        for _ in range(10):
+            turn()
+            assert kept.recording
+        assert list(outlet._settler.kept.values()) == [kept]
+        nats_server.api(f"STREAM.DELETE.{name}-mute")
+        wait_for(lambda: (turn(), not outlet._settler.kept)[1], "the record to be put down")
+        assert made_anew(nats_server, name, log := capsys.readouterr().err)
+        assert log.count("spool in trouble") == 1
+        assert outlet.ledger().total(ending.outcome) == 1
+
+
+def test_a_call_that_failed_and_is_never_made_again_is_no_trouble_for_ever(
+    config: SpoolConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is read once, at the start, say. The next trouble would not be told."""
+    monkeypatch.setattr("proxy.spool.jetstream.outlet.FORGET_S", 0.1)
+    monkeypatch.setattr("proxy.spool.jetstream.outlet.REST_S", 0.0)
+
+    async def once() -> None:
+        raise RuntimeError("at the start")
+
+    with opened(config) as (_, outlet):
+        outlet._run(once(), None)
+        assert "at the start" in capsys.readouterr().err
+        wait_for(lambda: (outlet.claim(10, 0), "works again" in capsys.readouterr().err)[1], "the end to be told")
+
+
+def test_where_nobody_says_which_streams_there_are_the_known_ones_are_delivered_from(
+    config: SpoolConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in an election: it is asked again a while after it was given up, and is one trouble until it is answered."""
+    monkeypatch.setattr("proxy.spool.jetstream.outlet.REST_S", 0.0)
+    ask, given_up = api.ask, [0.0]
+
+    async def unanswered(client: Client, what: str, *rest: Any, **more: Any) -> Any:
+        if what != "STREAM.NAMES":
+            return await ask(client, what, *rest, **more)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            given_up.append(time.monotonic())
+
+    with opened(config) as (intake, outlet):
+        intake.append_blocking(hit("a"))
+        assert names(wait_for(lambda: outlet.claim(1, 0), "a hit")) == ["a"]
+        with monkeypatch.context() as patch:
+            patch.setattr("proxy.spool.jetstream.outlet.SITE_PATIENCE_S", 0.05)
+            patch.setattr(api, "ask", unanswered)
+            for name in ("b", "c", "d"):
+                intake.append_blocking(hit(name))
+                assert names(wait_for(lambda: outlet.claim(1, 0), "a hit")) == [name]
+                assert outlet._looked >= given_up[-1] > given_up[-2]
+                del given_up[:-1]
+        told = capsys.readouterr().err
+        assert told.count("spool in trouble") == 1
+        assert "works again" not in told
+        wait_for(lambda: (outlet.claim(1, 0), "works again" in capsys.readouterr().err)[1], "its end")
+
+
+def test_acknowledgements_that_were_cut_off_before_they_began_are_sent_with_the_next(config: SpoolConfig) -> None:
+    """Whoever waited for them gave up."""
+    with opened(config) as (intake, outlet):
+        intake.append_blocking(hit("a"))
+        [claim] = wait_for(lambda: outlet.claim(10, 0), "a hit")
+        outlet._settler.end(claim.ticket, DELIVERED)
+
+        async def cut_off() -> None:
+            recording = asyncio.create_task(outlet._settler.record(outlet._link))
+            await asyncio.sleep(0)
+            recording.cancel()
+            await asyncio.wait([recording])
+
+        outlet._link.run(cut_off(), 5.0)
+        assert outlet.ledger().pending == 1
+        outlet.settle([])
+        assert outlet.ledger().pending == 0

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Collection, Coroutine, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -38,8 +39,8 @@ T = TypeVar("T")
 
 LOOK_S = 1.0
 """Between two looks for streams of new sites."""
-SITE_PATIENCE_S, REST_S = 1.0, 5.0
-"""For one site's stream to answer; if it does not, it is asked again after so long."""
+SITE_PATIENCE_S, COMMON_PATIENCE_S, REST_S = 1.0, 2.0, 5.0
+"""For one site's stream to answer, and for the common ones; if they do not, they are asked again after so long."""
 HURRY_S = 0.1
 """How long is waited for what did not answer before; if it takes longer, its answer counts when it comes."""
 POLLED_AT_ONCE, POLL_S = 16, 0.002
@@ -47,6 +48,8 @@ POLLED_AT_ONCE, POLL_S = 16, 0.002
 SAY_S, UNHEARD_S = 5.0, streams.ACK_WAIT_S / 3
 """How often is looked for hits of which the server was told nothing for so long."""
 PATIENCE_S = 10.0
+FORGET_S = 10.0
+"""A call that failed, and was not made again for so long, says nothing any more: not every one recurs."""
 
 
 class JetStreamOutlet:
@@ -68,9 +71,9 @@ class JetStreamOutlet:
         """By stream, where we are making sure of our consumer."""
         self._births = streams.Births()
         self._next_prepare = float("-inf")
-        """When (monotonic) to make sure of the common streams again; infinite once they were there."""
-        self._wrong: set[str] = set()
-        """The calls that failed last."""
+        """When (monotonic) to make sure of the common streams again; infinite while nothing has failed since they were there."""
+        self._wrong: dict[str, float] = {}
+        """The calls that failed last → when (monotonic)."""
         self._looked, self._seen_in = float("-inf"), 0
         """When we last looked for sites, and in which of the link's generations."""
         self._told_of = Trouble()
@@ -89,8 +92,7 @@ class JetStreamOutlet:
     def claim(self, limit: int, now_ms: int, closed: Collection[str] = ()) -> list[Claim]:
         """As the port says; each site gets its share."""
         self._settle_kept()
-        if time.monotonic() >= self._next_prepare:
-            self._run(self._ensure_common(), None)
+        self._prepare_again()
         claimed = self._flights.due(limit // 2 + 1, now_ms, closed)
         self._run(self._fetch(limit - len(claimed), closed), None)
         claimed += self._flights.fresh(limit - len(claimed), closed)
@@ -129,6 +131,7 @@ class JetStreamOutlet:
         return self._link.ask(self._book.read(client), PATIENCE_S)
 
     def publish(self, state: bytes) -> None:
+        self._prepare_again()  # who has no share claims nothing
         self._run(self.peers.tell(state), None)
         self._settle_kept()
 
@@ -147,6 +150,10 @@ class JetStreamOutlet:
         self._run(self._settler.put_off(self._link, [(reply, 0) for reply in self._flights.clear()]), None)
         self._link.close()
 
+    def _prepare_again(self) -> None:
+        if time.monotonic() >= self._next_prepare:
+            self._run(self._ensure_common(), None, COMMON_PATIENCE_S)
+
     def _settle_kept(self) -> None:
         if self._settler.kept:
             self._run(self._record(), None)
@@ -156,25 +163,28 @@ class JetStreamOutlet:
             await self._look_for_sites(client)  # servers may have come back without their streams
         await self._settler.record(self._link)
 
-    def _run(self, call: Coroutine[Any, Any, T], otherwise: T) -> T:
+    def _run(self, call: Coroutine[Any, Any, T], otherwise: T, patience_s: float = PATIENCE_S) -> T:
         """What the call gives; in trouble, what is given otherwise. The trouble is told of once, and its end when every call that
-        failed has succeeded.
+        failed has succeeded, or is not made any more.
         """
         what = getattr(call, "__qualname__", "")
         try:
             if self._link.client() is None:
                 call.close()
                 return otherwise
-            found = self._link.run(call, PATIENCE_S)
+            found = self._link.run(call, patience_s)
         except Exception as error:
-            self._wrong.add(what)
+            self._wrong[what] = time.monotonic()
             self._in_trouble(error)
+            self._next_prepare = min(self._next_prepare, time.monotonic() + REST_S)  # somebody may have deleted one
             away = isinstance(error, TimeoutError) or (isinstance(error, api.ApiError) and error.number == api.UNAVAILABLE)
             if away and not self._sources:  # as long as a site answers, it is not the server
                 asyncio.run_coroutine_threadsafe(self._link.move_on(), self._link.loop)
             return otherwise
-        self._wrong.discard(what)
-        if not self._wrong and not self._resting and self._next_prepare == float("inf") and self._told_of.ends():
+        self._wrong.pop(what, None)
+        lately = time.monotonic() - FORGET_S
+        over = all(at < lately for at in self._wrong.values()) and not self._resting and self._next_prepare == float("inf")
+        if over and self._told_of.ends():
             log.info("the spool works again")
         return found
 
@@ -202,7 +212,6 @@ class JetStreamOutlet:
 
     async def _look_for_sites(self, client: "Client") -> list[Exception]:
         """What is wrong with single sites: it does not stop the others. Raises where nobody answers at all."""
-        self._looked, now = time.monotonic(), time.monotonic()
         if self._link.generation != self._seen_in:
             self._flights.take_off(self._puller.take(), self._source_of, ())  # those are of the streams that were there before
             self._sources.clear()
@@ -211,17 +220,23 @@ class JetStreamOutlet:
             asked = api.ask_all(client, "STREAM.NAMES", "streams", {"subject": self._names.all_hits})
             found = await asyncio.wait_for(asked, SITE_PATIENCE_S)
         except Exception as error:
+            self._wrong["look"] = time.monotonic()
             if not self._sources:
                 raise
             return [error]
+        finally:
+            now = self._looked = time.monotonic()
+        self._wrong.pop("look", None)
         for gone in self._sources.keys() - set(found):
             del self._sources[gone]
         self._resting = {stream: until for stream, until in self._resting.items() if stream in found}
         new = [s for s in found if s not in self._sources and s not in self._asking and self._resting.get(s, 0.0) <= now]
         if not new:
             return []
-        begun = [asyncio.create_task(self._ask_for(client, stream)) for stream in new]
-        self._asking.update(zip(new, begun, strict=True))
+        for stream in new:
+            task = self._asking[stream] = asyncio.create_task(self._ask_for(client, stream))
+            task.add_done_callback(partial(self._asking.pop, stream))
+        begun = [self._asking[stream] for stream in new]
         done, _ = await asyncio.wait(begun, timeout=HURRY_S if self._resting.keys() >= set(new) else None)
         self._sources = {stream: self._sources[stream] for stream in found if stream in self._sources}  # in their order
         wrong = [failed for task in done if (failed := task.result()) is not None]
@@ -238,8 +253,6 @@ class JetStreamOutlet:
         except Exception as error:
             self._resting[stream] = time.monotonic() + REST_S
             return error
-        finally:
-            self._asking.pop(stream, None)
         self._resting.pop(stream, None)
         self._births.note(stream, born)
         self._sources[stream] = Source(self._names.site_of(stream), born)

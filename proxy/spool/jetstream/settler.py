@@ -1,7 +1,8 @@
 """Endings carried out: first recorded, then acknowledged. What does not succeed is kept, and tried again with the next.
 
 Acknowledgements are sent without waiting, all but the last of a stream: a consumer takes them in order, so its answer to the last
-says that all are done. A stream that did not answer is not waited for again until it does.
+says that all are done. A stream that did not answer is not waited for again until it does. Nor are records, once some did not
+get there in time, until none is missing; and what needs none waits for no record.
 
 Servers that are full take no record, and only acknowledgements make room: some hits are then acknowledged first, on credit.
 """
@@ -10,6 +11,7 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from proxy.delivery import Final
@@ -18,7 +20,7 @@ from proxy.spool.jetstream.endings import records
 from proxy.spool.jetstream.flight import Flight, Flights, Key
 from proxy.spool.jetstream.link import Link
 from proxy.spool.jetstream.names import Names
-from proxy.spool.jetstream.publisher import Publisher
+from proxy.spool.jetstream.publisher import UNANSWERED, Message, Publisher
 from proxy.spool.jetstream.refusal import for_want_of_room
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 RECORD_S, ACK_S = 3.0, 2.0
 """Patience for records, and for the answer to acknowledgements."""
+WAIT_S = 2.0
+"""For records that take longer nobody waits."""
 REST_S = 1.0
 """Between two tries at a stream that is silent."""
 FARTHEST_MS = 3_600_000
@@ -62,6 +66,10 @@ class Settler:
         """By stream."""
         self._silent: set[str] = set()
         """Streams that did not answer last."""
+        self._slow = False
+        """Whether records did not get there in time, and some are still missing."""
+        self._why = ""
+        """Why something was not recorded last."""
 
     async def subscribe(self, client: "Client") -> None:
         await self._publisher.subscribe(client)
@@ -72,41 +80,47 @@ class Settler:
         self.kept[flight.key] = _Ending(flight, final)
 
     async def record(self, link: Link) -> None:
-        """Carry out what is kept, as far as that succeeds."""
+        """Carry out what is kept, as far as that succeeds. Raises what goes wrong; RuntimeError where records are missing."""
         endings = list(self.kept.values())
-        errors = await self._put_down(link, [ending for ending in endings if not (ending.recorded or ending.recording)])
-        ready = [ending for ending in endings if ending.recorded]
-        if any(map(for_want_of_room, errors)):
-            ready += [ending for ending in endings if not ending.recorded and ending.on_credit][:CREDIT]
-        for ending in endings:
-            if ending.recorded and ending.acknowledged:
-                self.kept.pop(ending.flight.key, None)
-        await self._acknowledge(link, [ending.flight for ending in ready if not ending.acknowledged])
-        if failed := next(filter(None, errors), ""):
-            raise RuntimeError(failed)
+        recording = self._put_down(link, [ending for ending in endings if not (ending.recorded or ending.recording)])
+        await self._acknowledge(link, [ending for ending in endings if ending.recorded])
+        if recording is not None and not self._slow:
+            await asyncio.wait([recording], timeout=WAIT_S)
+            self._slow = not recording.done()
+        missing = [ending for ending in endings if not ending.recorded]
+        credit = [ending for ending in missing if ending.on_credit][:CREDIT] if for_want_of_room(self._why) else []
+        await self._acknowledge(link, [ending for ending in endings if ending.recorded] + credit)
+        if missing:
+            raise RuntimeError(self._why or UNANSWERED)
 
-    async def _put_down(self, link: Link, endings: Sequence[_Ending]) -> list[str]:
-        """Record them; the errors of all messages of theirs. What a message has said before it may say again: it bears an id."""
+    def _put_down(self, link: Link, endings: Sequence[_Ending]) -> "asyncio.Task[None] | None":
+        """Begin to record them. What a message has said before it may say again: it bears an id."""
         now_ms = time.time_ns() // 1_000_000
         messages, whose = [], []
         for ending in endings:
-            ending.recording = True
-            for message in records(self._names, ending.flight, ending.final, now_ms):
-                messages.append(message)
-                whose.append(ending)
+            told = records(self._names, ending.flight, ending.final, now_ms)
+            ending.recorded, ending.recording = not told, bool(told)
+            messages += told
+            whose += [ending] * len(told)
+        return asyncio.create_task(self._publish(link, messages, whose)) if messages else None
+
+    async def _publish(self, link: Link, messages: Sequence[Message], whose: Sequence[_Ending]) -> None:
         try:
             errors = await self._publisher.publish(link, messages, RECORD_S)
-            failed = {id(ending) for ending, error in zip(whose, errors, strict=True) if error}
-            for ending in endings:
-                ending.recorded = id(ending) not in failed
         finally:
-            for ending in endings:
+            for ending in whose:
                 ending.recording = False
-        return errors
+        failed = {id(ending) for ending, error in zip(whose, errors, strict=True) if error}
+        for ending in whose:
+            ending.recorded = id(ending) not in failed
+            if ending.recorded and ending.acknowledged:
+                self.kept.pop(ending.flight.key, None)
+        self._why = next(filter(for_want_of_room, errors), "") or next(filter(None, errors), "")
+        self._slow = self._slow and not all(ending.recorded for ending in list(self.kept.values()))
 
-    async def _acknowledge(self, link: Link, flights: Sequence[Flight]) -> None:
+    async def _acknowledge(self, link: Link, endings: Sequence[_Ending]) -> None:
         by_stream: dict[str, list[Flight]] = {}
-        for flight in flights:
+        for flight in (ending.flight for ending in endings if not ending.acknowledged):
             if not flight.reply:
                 self._done(flight)
             elif flight.key[0] not in self._acknowledging:
@@ -115,7 +129,8 @@ class Settler:
         if client is None:
             return
         for stream, some in by_stream.items():
-            self._acknowledging[stream] = asyncio.create_task(self._acknowledge_to(client, stream, some))
+            task = self._acknowledging[stream] = asyncio.create_task(self._acknowledge_to(client, stream, some))
+            task.add_done_callback(partial(self._acknowledging.pop, stream))  # also of one that was cut off before it began
         awaited = [task for stream, task in self._acknowledging.items() if stream not in self._silent]
         answers = await asyncio.gather(*awaited, return_exceptions=True)
         if failed := next((answer for answer in answers if answer is not None), None):
@@ -136,8 +151,6 @@ class Settler:
             self._silent.discard(stream)
             for flight in flights:
                 self._done(flight)
-        finally:
-            del self._acknowledging[stream]
 
     def _done(self, flight: Flight) -> None:
         if (ending := self.kept.get(flight.key)) is not None:
