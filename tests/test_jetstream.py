@@ -565,13 +565,13 @@ def test_without_a_server_beacons_are_refused_until_it_is_there(server: NatsServ
     """The reason is told at once, and nobody has to start anything anew."""
     monkeypatch.setattr("proxy.spool.jetstream.link.OPEN_S", 0.2)
     monkeypatch.setattr(Link.wait_open, "__defaults__", (0.2,))
-    config = server.spool("away", commit_timeout_s=1.0)
+    config = server.spool("away", commit_timeout_s=5.0)
     server.stop()
     with opened(config) as (intake, outlet):
         began = time.monotonic()
         with pytest.raises(SpoolRefused, match="no connection"):
             intake.append_blocking(hit("a"))
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 2.5
         intake.refuse("default")
         assert outlet.claim(10, 0) == []
         for attempt in (outlet.ledger, lambda: spool.ledger_of(config)):
@@ -628,10 +628,9 @@ def test_a_server_that_hangs_makes_one_visitor_wait_and_not_all(server: NatsServ
         probe = threading.Thread(target=_tried, args=(intake,))
         probe.start()
         wait_for(lambda: intake._waiting, "the one that tries")
-        began = time.monotonic()
         with pytest.raises(SpoolRefused, match="in time"):
             intake.append_blocking(hit("others"))
-        assert time.monotonic() - began < 0.5
+        assert probe.is_alive(), "the others do not wait for it"
         probe.join()
         server.wake()
         wait_for(lambda: _tried(intake), "the server to answer again")
@@ -948,10 +947,11 @@ def test_a_site_whose_stream_does_not_answer_stops_no_other(config: SpoolConfig,
         began = time.monotonic()
         assert names(outlet.claim(10, 0)) == ["b"]
         assert time.monotonic() - began < 2
+        monkeypatch.setattr("proxy.spool.jetstream.outlet.SITE_PATIENCE_S", 3.0)
         began = time.monotonic()
         intake.append_blocking(hit("c", site="there"))
         assert names(outlet.claim(10, 0)) == ["c"]
-        assert time.monotonic() - began < 0.25
+        assert time.monotonic() - began < 2.0
         outlet._run(unanswered(), None)
         assert not moved
         monkeypatch.setattr(streams, "ensure_consumer", ensure)

@@ -89,8 +89,9 @@ async def ensure_common(client: "Client", names: Names, replicas: int, births: B
         raise SpoolError(
             f"spool: nats-server {version.major}.{version.minor} is too old; expected 2.12 or later, which can count"
         )
-    for config in common_streams(names, replicas):
-        await ensure_stream(client, config, births)
+    asked = (ensure_stream(client, config, births) for config in common_streams(names, replicas))
+    if failed := next(filter(None, await asyncio.gather(*asked, return_exceptions=True)), None):  # one keeps no other away
+        raise failed
 
 
 async def ensure_stream(client: "Client", config: Config, births: Births | None = None) -> None:
