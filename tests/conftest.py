@@ -2,9 +2,11 @@
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -51,15 +53,17 @@ def wait_for(condition: Callable[[], Any], what: str, timeout: float = DEADLINE_
 
 
 listening = ports.listening
-_given: set[int] = set()
+_worker, _workers = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_ports = itertools.cycle(range(10_000 + 5_000 * _worker // _workers, 10_000 + 5_000 * (_worker + 1) // _workers))
 
 
 def free_port() -> int:
-    """One that the kernel gives to no outgoing connection meanwhile; never the same twice."""
-    while (port := ports.free(1)[0]) in _given:
-        pass
-    _given.add(port)
-    return port
+    """Not soon the same again, nor one that another worker gives, the kernel gives to an outgoing connection, or a demo draws."""
+    while True:
+        port = next(_ports)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def clean_environment(**over: str) -> dict[str, str]:

@@ -61,6 +61,7 @@ def test_the_demo_of_a_cluster_kills_a_part_and_loses_nothing(tmp_path: Path) ->
         demo = subprocess.Popen(command, env=environ, stdout=file, stderr=file, start_new_session=True)
     try:
         wait_for(lambda: "collector-1 is started again" in out.read_text() or demo.poll() is not None, "a part to be killed", 40)
+        assert demo.poll() is None, out.read_text()
         os.kill(demo.pid, signal.SIGINT)
         assert demo.wait(40) == 0, out.read_text()
     finally:
