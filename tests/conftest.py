@@ -54,11 +54,12 @@ def wait_for(condition: Callable[[], Any], what: str, timeout: float = DEADLINE_
 
 listening = ports.listening
 _worker, _workers = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-_ports = itertools.cycle(range(10_000 + 5_000 * _worker // _workers, 10_000 + 5_000 * (_worker + 1) // _workers))
+_ports = itertools.cycle(range(10_100 + 4_800 * _worker // _workers, 10_100 + 4_800 * (_worker + 1) // _workers))
 
 
 def free_port() -> int:
-    """Not soon the same again, nor one that another worker gives, the kernel gives to an outgoing connection, or a demo draws."""
+    """None that browsers refuse (10080), nor soon the same again, nor one that another worker gives, the kernel gives to an
+    outgoing connection, or a demo draws."""
     while True:
         port = next(_ports)
         with socket.socket() as probe, contextlib.suppress(OSError):
