@@ -1,5 +1,6 @@
 """`doctor`, against a real installation behind a real nginx with TLS: made well, then wrong in one respect each."""
 
+import asyncio
 import json
 import os
 import pty
@@ -369,7 +370,8 @@ def test_of_many_machines_each_can_be_found_well_and_what_is_not_is_named(
         two = {**collector.environment, "BEACON_PROXY_SPOOL": url.replace("?", ",127.0.0.1:9?")}
         assert "127.0.0.1:9: Connection refused" in examined(two)["spool", Result.WARNING]
         with monkeypatch.context() as hasty:
-            hasty.setattr("proxy.cli.doctor.servers.PATIENCE_S", 0.0)
+            hasty.setattr("proxy.cli.doctor.servers.PATIENCE_S", 0.2)
+            hasty.setattr("proxy.cli.doctor.servers._streams", lambda *_: asyncio.sleep(60))
             silent = examined(collector.environment)
         assert "nobody answers for the streams" in wrong_in(silent)["spool"]
         assert "nothing waits in" in silent["spool", Result.OK]
