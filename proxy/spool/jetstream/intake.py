@@ -208,8 +208,8 @@ class JetStreamIntake(Entered):
                     self.hangs, self._stored = {}, time.monotonic()
                 elif time.monotonic() - began >= 0.9 * self._patience_s and self._stored < began:
                     self.hangs |= {hit.site: error for (hit, _), error in zip(batch, errors, strict=True)}
-                # until the next look: the room that deliveries make is for what they have to store, first
-                self._no_room |= {hit.site: why for (hit, _), why in zip(batch, errors, strict=True) if for_want_of_room(why)}
+                if any(errors):  # until the next look: the room that deliveries make is for what they have to store, first
+                    self._no_room |= {hit.site: why for (hit, _), why in zip(batch, errors, strict=True) if for_want_of_room(why)}
             self._tell(batch, ids, errors, left)
             self.note(next(filter(None, errors), ""))
         if not any(errors):

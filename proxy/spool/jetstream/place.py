@@ -123,11 +123,12 @@ class JetStreamPlace:
         return listening(link, self._names)
 
     def bytes(self) -> int:
-        return self._ask(self._used)
+        return self._ask(lambda client: streams.used_bytes(client, self._names))
 
     def unready(self) -> str:
+        """Silent streams, of some sites or common ones, keep no other site's hits away."""
         try:
-            used = self._ask(self._used_by_some, READY_S)
+            used = self._ask(lambda client: streams.used_bytes(client, self._names, READY_S / 2, any_site=True), READY_S)
         except SpoolError as error:
             return str(error)
         most = self._config.max_bytes
@@ -143,13 +144,6 @@ class JetStreamPlace:
             if error.number != api.UNAVAILABLE:
                 raise
             log.warning("the spool is not ready yet", reason=str(error))
-
-    async def _used(self, client: "Client") -> int:
-        return await streams.used_bytes(client, self._names)
-
-    async def _used_by_some(self, client: "Client") -> int:
-        """Silent streams, of some sites or common ones, keep no other site's hits away."""
-        return await streams.used_bytes(client, self._names, READY_S / 2, any_site=True)
 
     async def _is_there(self, client: "Client") -> bool:
         try:
