@@ -6,7 +6,6 @@ read only while a page is open. What takes long is read more rarely, and a disk 
 
 import asyncio
 import contextlib
-import sqlite3
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -132,7 +131,7 @@ class Look:
             try:
                 await asyncio.to_thread(self._read, looked_at)
                 self.failure = ""
-            except (SpoolError, OSError, sqlite3.Error) as error:
+            except (SpoolError, OSError) as error:
                 self.unready = await asyncio.to_thread(self._unready) if looked_at else ""
                 self.failure = str(error)
             if looked_at:

@@ -9,7 +9,6 @@ stream is not to be had or has no room, are put behind all others.
 import contextlib
 import fcntl
 import os
-import sqlite3
 import threading
 import time
 from collections.abc import Coroutine, Iterator
@@ -29,7 +28,8 @@ from proxy.spool.jetstream.publisher import Publisher, lasting
 from proxy.spool.jetstream.refusal import for_want_of_room
 from proxy.spool.jetstream.shelf import Shelf
 from proxy.spool.port import SpoolConfig, SpoolError
-from proxy.spool.sqlite import file
+from proxy.spool.sqlite import database, file
+from proxy.spool.sqlite.disk import Disk
 
 LOOK_S = 0.5
 """Between two looks whether there is anything to move, and two tries after one that failed."""
@@ -59,6 +59,7 @@ class Mover:
         self._directory = Path(config.fallback.partition(":")[2])
         mark.look(self._directory, address.stream)
         self._max_bytes = config.max_bytes
+        self._disk = Disk(self._directory, config.max_bytes)
         self._names = Names(address.stream)
         self._publisher = Publisher()
         self._shelf = Shelf(self._names, address.replicas, self._publisher)
@@ -126,15 +127,17 @@ class Mover:
             return 0
         moved, self._refused = 0, False
         for path in file.lane_files(self._directory):
+            opened = file.inode(path)
             try:
                 lane = self._lane(path)
+                opened = lane.inode
                 if lane.waits() and self._room():
                     moved += self._move(lane) + self._move_counts(lane)
-            except (sqlite3.Error, OSError, SpoolError) as error:
+            except (database.Error, OSError, SpoolError) as error:
                 self._note(f"{path}: {error}")
                 self._forget(path)
-                if isinstance(error, sqlite3.Error) and file.is_corrupt(error):
-                    log.error("a corrupt lane is set aside", lane=str(path), aside=str(file.set_aside(path)))
+                if database.is_corrupt(error):
+                    log.error("a corrupt lane is set aside", lane=str(path), aside=str(file.set_aside(path, opened)))
         if self._refused and not moved:
             self._room_looked, self._has_room = time.monotonic(), False
         self._moved += moved
@@ -150,7 +153,7 @@ class Mover:
             lane = None
         if lane is None:
             mark.look(self._directory, self._names.base)  # as long as there was none, another spool may have taken it
-            lane = self._lanes[path] = LaneTransfer(path)
+            lane = self._lanes[path] = LaneTransfer(path, self._disk)
         return lane
 
     def _forget(self, path: Path) -> None:
