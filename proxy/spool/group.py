@@ -21,6 +21,8 @@ GATHER_FROM, GATHER_S = 4, 0.0005
 """After a batch of at least so many, others are on their way: a moment's rest makes the next batch worth its commit."""
 BATCH_HITS = 1024
 """At most so many share a commit: what waits behind them is the next batch."""
+TEND_S = 1.0
+"""After so long without a beacon the writer looks after its storage."""
 COUNTS_S = 1.0
 """Between two tries to write counts while beacons are refused."""
 WATCH_S = 0.25
@@ -38,13 +40,20 @@ class GroupCommit(Entered):
     """Gathers appends from an event loop and from threads, and commits them from a thread of its own."""
 
     def __init__(
-        self, commit: Commit, finish: Callable[[], None], patience_s: float = 5.0, tell: Callable[[], None] = lambda: None
+        self,
+        commit: Commit,
+        finish: Callable[[], None],
+        patience_s: float = 5.0,
+        tell: Callable[[], None] = lambda: None,
+        tend: Callable[[], None] = lambda: None,
     ) -> None:
-        """`tell` is called a few times a second, from a thread of its own."""
+        """`tell` is called a few times a second, from a thread of its own; `tend` by the writer's thread when nothing came for
+        TEND_S. It must not raise."""
         self.stats = IntakeStats()
         self._commit = commit
         self._finish = finish
         self._tell = tell
+        self._tend = tend
         self._patience_s = patience_s
         self._committing: list[Waiter] = []
         self._began = 0.0
@@ -93,14 +102,17 @@ class GroupCommit(Entered):
     def _run(self) -> None:
         while True:
             with self._bell:
-                while not (self._hits or self._counts or self._closing):
-                    self._rest(None)
+                if not (self._hits or self._counts or self._closing):
+                    self._rest(TEND_S)
                 hits, self._hits = self._hits[:BATCH_HITS], self._hits[BATCH_HITS:]
                 waiters, self._waiters = self._waiters[:BATCH_HITS], self._waiters[BATCH_HITS:]
                 counts, self._counts = self._counts, Counter()
                 if self._closing and not hits and not counts:
                     break
-                self._committing, self._began = waiters, time.monotonic()
+                self._committing, self._began = waiters, time.monotonic() if hits or counts else 0.0
+            if not hits and not counts:
+                self._tend()
+                continue
             error = self._try(hits, counts)
             with self._bell:
                 began = self._began
@@ -140,7 +152,7 @@ class GroupCommit(Entered):
                     self._rest(COUNTS_S)
         return True
 
-    def _rest(self, seconds: float | None) -> None:
+    def _rest(self, seconds: float) -> None:
         """Until something comes, or for so long. Holding the bell."""
         self._idle = True
         self._bell.wait(seconds)

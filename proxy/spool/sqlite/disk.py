@@ -31,6 +31,17 @@ CHECKPOINT_WAIT_S = 0.1
 NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT))
 
 
+class Sizes(NamedTuple):
+    """A lane's file, in bytes."""
+
+    held: int
+    """Pages with something in them."""
+    emptied: int
+    """Pages that were emptied: beacons are stored in them again."""
+    ahead: int
+    """Room behind the last page, made in advance: settlements on a full disk rely on it."""
+
+
 class Room(NamedTuple):
     """What a look at the disk found."""
 
@@ -54,7 +65,7 @@ class Disk:
 
     def log_bytes(self) -> int:
         """The size at which a collector brings its lane's log into the file: the reserve alone is room enough for that."""
-        return max(LEAST_LOG_BYTES, self.reserve_bytes() // 2)
+        return max(LEAST_LOG_BYTES, self.reserve_bytes())
 
     def chunk_bytes(self) -> int:
         """The unit in which a lane's file grows."""
@@ -69,14 +80,20 @@ class Disk:
                     used += entry.stat(follow_symlinks=False).st_blocks
         return used * 512
 
-    def look(self, reusable_bytes: int) -> Room:
-        """Whether there is room for more beacons. `reusable_bytes`: of the own lane (file.sizes). Raises OSError."""
+    def free_bytes(self) -> int:
+        """What is free on the file system, for this user. Raises OSError."""
         of = os.statvfs(self.directory)
-        free = of.f_bavail * of.f_frsize + reusable_bytes - 3 * self.reserve_bytes()
-        if free <= 0 or not (self.directory / RESERVE).exists():
-            return Room(min(free, 0), f"the disk under {self.directory} is full")
+        return of.f_bavail * of.f_frsize
+
+    def look(self, lane: Sizes) -> Room:
+        """Whether there is room for more beacons in that lane. Raises OSError."""
+        free = self.free_bytes() + lane.emptied - 3 * self.reserve_bytes()
+        if not (self.directory / RESERVE).exists():
+            return Room(min(free, 0), self.stuck_reason())
+        if free <= 0:
+            return Room(free, f"the disk under {self.directory} is full")
         used = self.used_bytes()
-        below_limit = self.max_bytes - (used - reusable_bytes)
+        below_limit = self.max_bytes - (used - lane.emptied - lane.ahead)
         if below_limit <= 0:
             return Room(below_limit, f"the spool is full: {used:,} of max_bytes {self.max_bytes:,}")
         return Room(min(free, below_limit), "")
@@ -109,8 +126,7 @@ class Disk:
         with contextlib.suppress(FileNotFoundError):
             if reserve.stat().st_size == size or not resize:
                 return
-        of = os.statvfs(self.directory)
-        if of.f_bavail * of.f_frsize < 2 * size:
+        if self.free_bytes() < 2 * size:
             return
         unfinished = self.directory / f"{RESERVE}.{os.getpid()}"
         try:
@@ -151,7 +167,7 @@ class Disk:
 
     def stuck_reason(self) -> str:
         """What an operator can do where nothing can be written, not even with the reserve's room."""
-        needed = max(1, -(-2 * self.log_bytes() // 1024**2))
+        needed = -(-2 * self.reserve_bytes() // 1024**2)
         return f"the disk under {self.directory} is full and the reserve used up: free {needed} MiB there (delete other files)"
 
     def make_room(self, db: Connection, more_bytes: int) -> None:

@@ -6,6 +6,7 @@ would never see the new rows.
 
 import contextlib
 import fcntl
+import json
 import os
 import secrets
 import socket
@@ -19,7 +20,7 @@ from proxy.hit import DEFAULT_SITE
 from proxy.spool.port import SpoolError
 from proxy.spool.sqlite import database
 from proxy.spool.sqlite.database import BUSY_S, Connection
-from proxy.spool.sqlite.disk import Disk
+from proxy.spool.sqlite.disk import Disk, Sizes
 
 SCHEMA_VERSION = 1
 SCHEMA = """
@@ -40,6 +41,8 @@ way there. Neither is in RECEIVED, so that no hit is counted at both places."""
 BATCHES = "batches"
 """A lane's own count: commits of its collector. It tells whether a commit of unknown outcome is in the file."""
 ONE_BATCH = (DEFAULT_SITE, BATCHES, 1)
+LOGS = 2
+"""The log is kept at up to so many times the size at which it is brought into the file."""
 ASIDE = ".corrupt-"
 
 
@@ -72,7 +75,7 @@ def open_file(
         log_bytes = disk.log_bytes()
         db.pragma("synchronous", "FULL" if durability == "disk" else "NORMAL")
         db.pragma("wal_autocheckpoint", log_bytes // database.PAGE_BYTES)
-        db.pragma("journal_size_limit", 4 * log_bytes)
+        db.pragma("journal_size_limit", LOGS * log_bytes)
         db.pragma("secure_delete", "FAST")  # builds differ; ON writes each emptied page once more (decisions/0014)
         db.pragma("temp_store", "MEMORY")
         version = db.pragma("user_version")
@@ -92,6 +95,13 @@ def open_file(
 def checkpoint_early(db: Connection) -> None:
     """Let this connection be the one that brings the log into the file: the collector's next commit shall not have to."""
     db.pragma("wal_autocheckpoint", db.pragma("wal_autocheckpoint") // 2)
+
+
+def shorten_log(db: Connection, path: Path, disk: Disk) -> None:
+    """Bring a log that outgrew its ordinary size into the file, and cut it to that size: only a commit after a checkpoint does
+    so. In vain while a reader holds it. Raises database.Error."""
+    if log_size(path) > LOGS * disk.log_bytes() and database.checkpoint(db):
+        database.write(db, TALLY, (json.dumps([(DEFAULT_SITE, BATCHES, 0)]),))
 
 
 def stretch_log(db: Connection, path: Path, size: int) -> None:
@@ -220,8 +230,8 @@ def set_aside_files(directory: Path) -> list[Path]:
     return sorted(path for path in directory.glob(f"lane-????.db{ASIDE}*") if path.name[-4:] not in ("-wal", "-shm"))
 
 
-def sizes(db: Connection, path: Path) -> tuple[int, int]:
-    """Bytes of a lane's file that hold something, and those that can be used again: emptied pages, and room made in advance."""
+def sizes(db: Connection, path: Path) -> Sizes:
+    """Of a lane's file. Raises database.Error, OSError."""
     pages, emptied = db.pragma("page_count"), db.pragma("freelist_count")
-    held = (pages - emptied) * database.PAGE_BYTES
-    return held, max(path.stat().st_size, pages * database.PAGE_BYTES) - held
+    ahead = max(0, path.stat().st_size - pages * database.PAGE_BYTES)
+    return Sizes((pages - emptied) * database.PAGE_BYTES, emptied * database.PAGE_BYTES, ahead)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from proxy.spool.sqlite.file import companions
 
-HELD_LOGS = 8
-"""A log of so many times its ordinary size is held back: by itself it gets to four times at most."""
+HELD_LOGS = 4
+"""A log of so many times its ordinary size is held back: by itself it gets to twice that at most."""
 READ_MARKS = range(123, 128)
 """Bytes of the shared memory that a reader of the log locks one of (https://sqlite.org/walformat.html, "WAL locks")."""
 LOCKS = Path("/proc/locks")

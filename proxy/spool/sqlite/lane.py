@@ -78,7 +78,7 @@ class Lane:
             self._refuse(self._reason(error, self._disk.is_full(error)))
         self._told = 0.0
         self._tap = Tap(self._directory)
-        self._group = GroupCommit(self._commit, self._close, config.commit_timeout_s, self._tell)
+        self._group = GroupCommit(self._commit, self._close, config.commit_timeout_s, self._tell, self._tend)
         if self._db is not None:
             self._count_on()
         self.enter = self._group.enter
@@ -129,10 +129,7 @@ class Lane:
         if self._db is None and time.monotonic() - self._tried < REOPEN_S:
             raise SpoolRefused(self._refusal)
         try:
-            db = self._db
-            if db is None:
-                db = self._open()
-                self._count_on()
+            db = self._db or self._open_again()
             rows = tuple(map(hits.encode, batch))
             if rows:
                 self._require_room(db, sum(map(len, rows)) + COMMIT_BYTES)
@@ -144,17 +141,37 @@ class Lane:
                 self._refuse(str(refused))
             raise
         except (database.Error, OSError, SpoolError) as error:
-            full = self._disk.is_full(error)
-            reason, survives = self._reason(error, full), full or database.is_passing(error)
-            if batch or not survives:
-                self._refuse(reason)
-            if database.is_corrupt(error):
-                self._set_aside()
-            if not survives:
-                self._close()
-            raise SpoolRefused(reason) from error
+            raise SpoolRefused(self._failed(error, bool(batch))) from error
         if batch:
             self._stored()
+
+    def _failed(self, error: Exception, refuse: bool) -> str:
+        """The reason, in words. What the connection does not survive is closed, and opened again later."""
+        full = self._disk.is_full(error)
+        reason, survives = self._reason(error, full), full or database.is_passing(error)
+        if refuse or not survives:
+            self._refuse(reason)
+        if database.is_corrupt(error):
+            self._set_aside()
+        if not survives:
+            self._close()
+        return reason
+
+    def _tend(self) -> None:
+        """Without beacons too a lane that was lost is taken again, and a log that grew too large is shortened: readiness must not
+        wait for a beacon that is not sent while it is red."""
+        try:
+            if self._db is None:
+                self._open_again()
+            elif self._refusal:
+                file.shorten_log(self._db, self.path, self._disk)
+        except (database.Error, OSError, SpoolError) as error:
+            self._failed(error, refuse=self._db is None)
+
+    def _open_again(self) -> Connection:
+        db = self._open()
+        self._count_on()
+        return db
 
     def _tally(self, batch: list[Hit], counts: Counts) -> str:
         """The counts to add, as file.TALLY takes them."""
@@ -234,11 +251,11 @@ class Lane:
         """Grant a part of the room there is, since others take of it too. It costs as much as some ten rows."""
         self._looked, self._granted = now, 0
         self._disk.keep_reserve(resize=True)
-        room = self._disk.look(file.sizes(db, self.path)[1])
+        room = self._disk.look(file.sizes(db, self.path))
         held = self._is_log_held()
-        if room.reason and held:
-            database.checkpoint(db)  # nobody waits: all are refused
-            room = self._disk.look(file.sizes(db, self.path)[1])
+        if room.reason:
+            file.shorten_log(db, self.path, self._disk)  # no visitor waits for it: all are refused
+            room = self._disk.look(file.sizes(db, self.path))
         if room.reason:
             raise SpoolRefused(f"{holders.reason(self.path, self._log_held_since)}; {room.reason}" if held else room.reason)
         granted = min(GRANT_BYTES, room.margin // (4 * len(file.lane_files(self._directory))))

@@ -175,7 +175,7 @@ class SqliteOutlet:
             if self._rested(reader):
                 if reader.opened in self._unmended and self._guarded(reader, functools.partial(reader.mend_due_times, now_ms)):
                     self._unmended.discard(reader.opened)
-                self._guarded(reader, reader.checkpoint_large_log)
+                self._guarded(reader, reader.shorten_log)
         if self._readers:
             with contextlib.suppress(OSError):
                 self._disk.keep_reserve()

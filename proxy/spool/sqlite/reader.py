@@ -7,7 +7,6 @@ import socket
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import apsw
 import msgspec
@@ -24,7 +23,7 @@ BUSY_S = 0.25
 """A lane that is locked longer rests, so that it does not hold up the others."""
 FARTHEST_DUE_MS = 2 * 3_600_000
 """No verdict puts a hit off for longer, so a later due time is the work of a clock that jumped: it is due now."""
-TOGETHER, GAP_S = 128, 0.0005
+TOGETHER, GAP_S = 256, 0.0005
 """Settlements of one transaction, and the pause before the next: the collector looks for the lock every LOCK_POLL_S."""
 SHRINK_BYTES, MOVED_BYTES = 64 * 1024**2, 8 * 1024**2
 """A file with so much emptied, and no more than that in it, is shrunk."""
@@ -38,7 +37,7 @@ NOBODY = Hit("", b"", b"", hits.DEFAULT_SITE, "", "", "", "", "", 0)
 _opened = itertools.count(1)
 
 
-class Ticket(NamedTuple):
+class Ticket(msgspec.Struct, frozen=True, gc=False):
     """Where a claimed hit lies. `lane` is LaneReader.opened: the open file, neither its name nor its number."""
 
     lane: int
@@ -46,13 +45,8 @@ class Ticket(NamedTuple):
     waiting: bool
 
 
-class _Kind(NamedTuple):
-    """What settlements that are written together have in common. `outcome` None: retry."""
-
-    waiting: bool
-    site: str
-    outcome: Outcome | None
-    trimmed: bool
+Kind = tuple[bool, str, Outcome | None, bool]
+"""What settlements that are written together have in common: waiting, site, outcome (None: retry), trimmed."""
 
 
 _ID, _ATTEMPTS, _WHEN, _ANSWER = (f"json_extract(one.value, '$[{n}]')" for n in range(4))
@@ -154,15 +148,18 @@ class LaneReader:
 
     def _write(self, settlements: Sequence[Settlement], now_ms: int) -> int:
         """One transaction for each kind of settlement, however many hits it settles; what is written is forgotten at once."""
-        batches: dict[_Kind, list[Settlement]] = {}
+        batches: dict[Kind, list[Settlement]] = {}
         for settlement in settlements:
             batches.setdefault(_kind(settlement), []).append(settlement)
-        for kind, batch in batches.items():
-            self._settle(kind, batch, now_ms)
-            done = set(map(id, batch))
+        done: set[int] = set()
+        try:
+            for kind, batch in batches.items():
+                self._settle(kind, batch, now_ms)
+                done.update(map(id, batch))
+                if kind[0]:
+                    self._in_flight.difference_update(settlement.claim.ticket.id for settlement in batch)
+        finally:
             self._unsettled = [settlement for settlement in self._unsettled if id(settlement) not in done]
-            if kind.waiting:
-                self._in_flight.difference_update(settlement.claim.ticket.id for settlement in batch)
         return len(settlements)
 
     def mend_due_times(self, now_ms: int) -> bool:
@@ -179,7 +176,7 @@ class LaneReader:
     def give_back_room(self) -> None:
         """Shrink the file to what it holds, where most of it was emptied and what it holds is little: it is written anew, which
         takes the lane's lock for some milliseconds. A lane without a collector that is empty keeps no log either."""
-        held, emptied = file.sizes(self.db, self.path)
+        held, emptied, _ = file.sizes(self.db, self.path)
         orphan = (lock := file.lock(self.path.with_suffix(".lock"))) is not None
         try:
             if held <= MOVED_BYTES and emptied >= max(4 * held, self._disk.chunk_bytes() if orphan else SHRINK_BYTES):
@@ -192,10 +189,10 @@ class LaneReader:
             if lock is not None:
                 os.close(lock)
 
-    def checkpoint_large_log(self) -> None:
-        """Bring a log that a reader had held back into the file: the collector's commit leaves that to us."""
-        if file.log_size(self.path) > 2 * self._disk.log_bytes():
-            database.checkpoint(self.db)
+    def shorten_log(self) -> None:
+        """A log that a reader had held back is brought into the file here, rather than by a collector, for whom visitors wait."""
+        with contextlib.suppress(apsw.BusyError):  # another time
+            file.shorten_log(self.db, self.path, self._disk)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -226,13 +223,12 @@ class LaneReader:
             if room <= 0:
                 break
             rows = database.rows(self.db, "SELECT id, hit FROM fresh WHERE id > ? ORDER BY id LIMIT ?", (last, room))
-            for id, blob in rows:
-                claim = Claim(Ticket(self.opened, id, False), _read(blob), 1)
-                if claim.hit.site in closed:
-                    aside.append(Settlement(claim, Retry(now_ms, counted=False)))
-                else:
-                    claims.append(claim)
-                last = id
+            found = [Claim(Ticket(self.opened, id, False), _read(blob), 1) for id, blob in rows]
+            if closed:
+                aside += [Settlement(claim, Retry(now_ms, counted=False)) for claim in found if claim.hit.site in closed]
+                found = [claim for claim in found if claim.hit.site not in closed]
+            claims += found
+            last = rows[-1][0] if rows else last
             if len(rows) < room:
                 break
         return claims, aside, last
@@ -246,28 +242,29 @@ class LaneReader:
             row = database.row(self.db, "SELECT min(site) FROM waiting WHERE site > ?", (row[0],))
         return sites
 
-    def _settle(self, kind: _Kind, batch: Sequence[Settlement], now_ms: int) -> None:
+    def _settle(self, kind: Kind, batch: Sequence[Settlement], now_ms: int) -> None:
         """All of one kind."""
-        table, outcome = "waiting" if kind.waiting else "fresh", kind.outcome
+        waiting, site, outcome, trimmed = kind
+        table = "waiting" if waiting else "fresh"
         if outcome is None or outcome.ending is Ending.DEAD:
             moved = msgspec.json.encode([_row(settlement, now_ms) for settlement in batch]).decode()
-            if outcome is None and kind.waiting:
+            if outcome is None and waiting:
                 database.write(self.db, POSTPONE, (moved,))
                 return
             target: str = "waiting" if outcome is None else "dead"
             names = [] if outcome is None else [outcome.value]
-            database.write(self.db, MOVE[table], (kind.site, target, outcome, msgspec.json.encode(names).decode(), moved))
+            database.write(self.db, MOVE[table], (site, target, outcome, msgspec.json.encode(names).decode(), moved))
         else:
-            names = [outcome, TRIMMED] if kind.trimmed else [outcome]
+            names = [outcome, TRIMMED] if trimmed else [outcome]
             ids = msgspec.json.encode([settlement.claim.ticket.id for settlement in batch]).decode()
-            database.write(self.db, END[table], (kind.site, msgspec.json.encode(names).decode(), ids))
+            database.write(self.db, END[table], (site, msgspec.json.encode(names).decode(), ids))
 
 
-def _kind(settlement: Settlement) -> _Kind:
+def _kind(settlement: Settlement) -> Kind:
     (ticket, hit, _), verdict = settlement
     if isinstance(verdict, Retry):
-        return _Kind(ticket.waiting, hit.site, None, False)
-    return _Kind(ticket.waiting, hit.site, verdict.outcome, verdict.trimmed)
+        return ticket.waiting, hit.site, None, False
+    return ticket.waiting, hit.site, verdict.outcome, verdict.trimmed
 
 
 def _row(settlement: Settlement, now_ms: int) -> tuple[int, int, int, str]:

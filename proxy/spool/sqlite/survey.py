@@ -12,7 +12,7 @@ from proxy.hit import Hit
 from proxy.outcome import Ending, Outcome
 from proxy.spool.port import RECEIVED, IntakeStats, Ledger, SpoolError
 from proxy.spool.sqlite import database, file, holders
-from proxy.spool.sqlite.disk import RESERVE, Disk
+from proxy.spool.sqlite.disk import Disk
 from proxy.spool.sqlite.lane import STATS, read_stats
 
 ENDED = frozenset(outcome.value for outcome in Outcome)
@@ -161,19 +161,20 @@ def why_unready(directory: str | Path, max_bytes: int) -> str:
     disk = Disk(place, max_bytes)
     probe = place / "ready.probe"
     try:
-        if disk.is_exhausted():
-            return f"the disk under {place} is full" if (place / RESERVE).exists() else disk.stuck_reason()
-        with probe.open("wb") as opened:
-            opened.write(b"ready?")
-            opened.flush()
-            os.fsync(opened.fileno())
-        probe.unlink(missing_ok=True)  # it may be another user's to write the next time
+        if not disk.is_exhausted():
+            with probe.open("wb") as opened:
+                opened.write(b"ready?")
+                opened.flush()
+                os.fsync(opened.fileno())
+            probe.unlink(missing_ok=True)  # it may be another user's to write the next time
+        elif disk.free_bytes():
+            return f"the disk under {place} is full: its quota is used up"
         lanes = [path for path in file.lane_files(place) if _is_held(path.with_suffix(".lock"))]
         if not lanes:
             return f"no collector holds a lane of {place}"
         for path in lanes:
             with contextlib.closing(file.open_file(path, disk, busy_s=LOCKED_S)) as db, database.transaction(db):
-                if reason := disk.look(file.sizes(db, path)[1]).reason:
+                if reason := disk.look(file.sizes(db, path)).reason:
                     return reason
     except (OSError, database.Error, SpoolError) as error:
         return f"the spool cannot be written: {error}"
