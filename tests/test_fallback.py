@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import http.client
+import json
 import os
 import re
 import secrets
@@ -46,7 +47,10 @@ from proxy.spool.jetstream.names import Names
 from proxy.spool.jetstream.outlet import JetStreamOutlet
 from proxy.spool.port import RECEIVED, REFUSED, Intake, Ledger, Settlement, SpoolConfig, SpoolError, SpoolRefused
 from proxy.spool.sqlite import file
+from proxy.spool.sqlite.lane import Lane
 from proxy.spool.sqlite.survey import audit, read_ledger
+
+STUCK, GOES_ON = "the fallback cannot be emptied yet", "the fallback is being emptied"
 
 
 @pytest.fixture(autouse=True)
@@ -810,3 +814,45 @@ def test_a_mover_that_waits_for_long_says_so_once(config: SpoolConfig, monkeypat
         time.sleep(0.3)
     os.close(held)
     assert told == ["the fallback is held by another process, which is to move it"]
+
+
+def _mover_says(told: str) -> list[str]:
+    """What a mover logged of whether it can move, in order."""
+    return [line["event"] for line in map(json.loads, told.splitlines()) if line["event"] in (STUCK, GOES_ON)]
+
+
+def test_a_lane_that_is_moved_does_not_end_the_trouble_of_another(
+    config: SpoolConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The log would say that the fallback is being emptied while a site's beacons stay here. Only their own success ends that."""
+    with opened(config) as intake:
+        asyncio.run(_append_to_sites(intake, "bad", "good"))
+        _drift(config, intake, "bad", duplicate_window=120 * streams.SECOND)
+        other = Lane(lanes(config), config)
+        asyncio.run(_append_all(intake._lane, [str(n) for n in range(5)], "bad"))
+        asyncio.run(_append_all(other, [str(n) for n in range(BATCH + 20)], "good"))
+        intake._lane.drop("bad", Outcome.GPC)
+        with moving(config):
+            wait_for(lambda: spool.fallback_pending(config) == 5, "the others to be moved")
+            wait_for(lambda: spool.ledger_of(config).total(Outcome.GPC) == 1, "the count to be moved")
+            for n in range(3):
+                asyncio.run(_append_all(other, [f"later {n}"], "good"))
+                wait_for(lambda: spool.fallback_pending(config) == 5, "the others to be moved")
+            assert _mover_says(capsys.readouterr().err) == [STUCK]
+            _drift(config, intake, "bad")
+            wait_for(lambda: emptied(config), "the lane to be emptied")
+            wait_for(lambda: _mover_says(capsys.readouterr().err) == [GOES_ON], "its end to be told")
+        other.close()
+
+
+def test_a_mover_that_waits_for_room_says_so(
+    config: SpoolConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else nobody learns why the fallback grows."""
+    monkeypatch.setattr("proxy.spool.fallback.mover.ROOM_S", 0.1)
+    with opened(config) as intake:
+        intake.append_blocking(hit("x" * 2000))
+        asyncio.run(_append_all(intake._lane, ["a", "b"]))
+        with moving(replace(config, max_bytes=1000)):
+            wait_for(lambda: _mover_says(capsys.readouterr().err) == [STUCK], "the reason to be told")
+        assert spool.fallback_pending(config) == 2

@@ -68,6 +68,8 @@ class LaneTransfer:
         self._identity = file.identity(self._db)
         self._behind = 0
         """The first of the rows that were put behind in this round."""
+        self._last_failed = 0
+        """The last of the rows that were put behind."""
 
     def waits(self) -> bool:
         """Whether there is anything to be moved."""
@@ -109,6 +111,8 @@ class LaneTransfer:
             self._db.execute("DELETE FROM fresh WHERE id IN (SELECT value FROM json_each(?))", (ids,))
             last = [(hits.encode(replace(row.hit, id=row.message)),) for row in failed]
             self._db.executemany("INSERT INTO fresh (hit) VALUES (?)", last)
+            if failed:
+                self._last_failed = self._db.execute("SELECT max(id) FROM fresh").fetchone()[0]
             self._tally(
                 *((site, MOVING, -n) for site, n in certain.items()), *((site, DOUBTFUL, -n) for site, n in doubtful.items())
             )
@@ -116,6 +120,10 @@ class LaneTransfer:
     def went_round(self, row: Row) -> bool:
         """Whether the row was put behind in this round already, so that all others have had their turn."""
         return row.id >= self._behind
+
+    def has_retried(self, rows: Sequence[Row]) -> bool:
+        """Whether, with these rows, all that failed have had another turn."""
+        return rows[-1].id >= self._last_failed
 
     def begin_counts(self) -> list[Count]:
         """What was counted here and not stored: set apart earlier, else now."""
