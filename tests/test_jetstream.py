@@ -1210,3 +1210,32 @@ def test_acknowledgements_that_were_cut_off_before_they_began_are_sent_with_the_
         assert outlet.ledger().pending == 1
         outlet.settle([])
         assert outlet.ledger().pending == 0
+
+
+def test_a_full_spool_gets_no_room_because_a_stream_says_nothing(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it holds is still there. In an election more than max_bytes would be stored, with /readyz green."""
+    monkeypatch.setattr("proxy.spool.jetstream.intake.LOOK_S", 0.05)
+    config = nats_server.spool(secrets.token_hex(4), max_bytes=20_000)
+    ask, silent = api.ask, 0
+
+    async def without_default(client: Client, what: str, *rest: Any, **more: Any) -> Any:
+        nonlocal silent
+        if what.startswith("STREAM.INFO.") and what.endswith("_hits_default"):
+            silent += 1
+            raise TimeoutError
+        return await ask(client, what, *rest, **more)
+
+    with opened(config) as (intake, outlet):
+        intake.append_blocking(hit("elsewhere", site="shop"))
+        wait_for(lambda: not _stored(intake, "x" * 1000), "it to be full")
+        assert "full" in spool.unready(config)
+        with monkeypatch.context() as patch:
+            patch.setattr(api, "ask", without_default)
+            wait_for(lambda: silent > 3, "some looks")
+            assert not _stored(intake, "x" * 1000)
+            assert "full" in spool.unready(config)
+            assert spool.spool_bytes(config) >= 20_000
+        settled(outlet, outlet.claim(1000, 0), DELIVERED)
+        wait_for(lambda: _stored(intake, "y"), "it to have room again")

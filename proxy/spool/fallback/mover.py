@@ -62,7 +62,7 @@ class Mover:
         mark.look(self._directory, address.stream)
         self._max_bytes = config.max_bytes
         self._names = Names(address.stream)
-        self._publisher = Publisher()
+        self._publisher, self._sizes = Publisher(), streams.Sizes(self._names)
         self._shelf = Shelf(self._names, address.replicas, self._publisher)
         self._lanes: dict[Path, LaneTransfer] = {}
         self._stopping = threading.Event()
@@ -231,7 +231,7 @@ class Mover:
             self._room_looked = time.monotonic()
             with contextlib.suppress(Exception):  # streams that are not there have room
                 self._has_room = True
-                self._has_room = self._link.run(streams.used_bytes(client, self._names), PATIENCE_S) < self._max_bytes
+                self._has_room = self._link.run(self._sizes.read(client), PATIENCE_S) < self._max_bytes
         return self._has_room
 
     def _note(self, lane: LaneTransfer, what: str, errors: Sequence[str]) -> None:

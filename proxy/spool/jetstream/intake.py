@@ -88,7 +88,7 @@ class JetStreamIntake(Entered):
         self._publisher = Publisher()
         self._shelf = Shelf(self._names, address.replicas, self._publisher)
         self._tally = Tally(self._names, self._publisher, self._ids)
-        self._tap = Tap(self._names)
+        self._tap, self._sizes = Tap(self._names), streams.Sizes(self._names)
         self._under_way: set[asyncio.Task[None]] = set()
         self._link = Link(address, "beacon-proxy collector", self._subscribe, patient=rescue is not None)
         patience = (self._patience_s,) if rescue is not None else ()  # else there is nothing to begin with
@@ -236,7 +236,7 @@ class JetStreamIntake(Entered):
         while True:
             with contextlib.suppress(Exception):  # no answer: what was known last is still the best guess
                 if (client := self._link.client()) is not None:
-                    used = await streams.used_bytes(client, self._names)
+                    used = await self._sizes.read(client)
                     self._no_room = {}
                     self._full = f"the spool holds max_bytes ({self._max_bytes})" if used >= self._max_bytes else ""
                     await client.publish(self._names.state_of("collector", self._me), msgspec.json.encode(self.stats))
