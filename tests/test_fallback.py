@@ -856,3 +856,33 @@ def test_a_mover_that_waits_for_room_says_so(
         with moving(replace(config, max_bytes=1000)):
             wait_for(lambda: _mover_says(capsys.readouterr().err) == [STUCK], "the reason to be told")
         assert spool.fallback_pending(config) == 2
+
+
+def test_a_spool_that_was_full_gets_no_room_because_no_server_answers(
+    config: SpoolConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mover goes by what was known last. In an election more than max_bytes would be moved."""
+    monkeypatch.setattr("proxy.spool.fallback.mover.ROOM_S", 0.1)
+    ask, unanswered = api.ask, 0
+
+    async def nobody(client: Any, what: str, *rest: Any, **more: Any) -> Any:
+        nonlocal unanswered
+        if what == "STREAM.NAMES":
+            unanswered += 1
+            raise TimeoutError
+        return await ask(client, what, *rest, **more)
+
+    with opened(config) as intake:
+        intake.append_blocking(hit("x" * 2000))
+        asyncio.run(_append_all(intake._lane, ["a", "b"]))
+        mover = Mover(replace(config, max_bytes=1000))
+        thread = threading.Thread(target=mover.run)
+        thread.start()
+        try:
+            wait_for(lambda: not mover._has_room, "it to see that the spool is full")
+            monkeypatch.setattr(api, "ask", nobody)
+            wait_for(lambda: unanswered > 3, "some looks")
+            assert spool.fallback_pending(config) == 2
+        finally:
+            mover.stop()
+            thread.join(10)

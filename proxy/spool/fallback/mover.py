@@ -229,8 +229,7 @@ class Mover:
         """Whether the spool holds less than max_bytes; what was known last, if nobody says."""
         if time.monotonic() - self._room_looked >= ROOM_S and (client := self._link.client()) is not None:
             self._room_looked = time.monotonic()
-            with contextlib.suppress(Exception):  # streams that are not there have room
-                self._has_room = True
+            with contextlib.suppress(Exception):
                 self._has_room = self._link.run(self._sizes.read(client), PATIENCE_S) < self._max_bytes
         return self._has_room
 
