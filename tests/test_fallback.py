@@ -886,3 +886,26 @@ def test_a_spool_that_was_full_gets_no_room_because_no_server_answers(
         finally:
             mover.stop()
             thread.join(10)
+
+
+def test_a_site_that_is_stored_does_not_end_the_trouble_of_another(
+    config: SpoolConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The log would say that beacons go to the spool again while those of a site do not."""
+    monkeypatch.setattr("proxy.spool.jetstream.shelf.SHUNNED_S", 0.0)
+
+    def said() -> list[str]:
+        return re.findall(r"beacons go to the (?:fallback|spool again)", capsys.readouterr().err)
+
+    with opened(config) as intake:
+        asyncio.run(_append_to_sites(intake, "bad", "good"))
+        _drift(config, intake, "bad", duplicate_window=120 * streams.SECOND)
+        intake._engine._shelf._made.clear()
+        for n in range(5):
+            intake.append_blocking(hit(f"bad {n}", site="bad"))
+            intake.append_blocking(hit(f"good {n}", site="good"))
+        assert spool.fallback_pending(config) == 5
+        assert said() == ["beacons go to the fallback"]
+        _drift(config, intake, "bad")
+        intake.append_blocking(hit("bad again", site="bad"))
+        wait_for(lambda: said() == ["beacons go to the spool again"], "the end to be told")

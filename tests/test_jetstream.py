@@ -1239,3 +1239,18 @@ def test_a_full_spool_gets_no_room_because_a_stream_says_nothing(
             assert spool.spool_bytes(config) >= 20_000
         settled(outlet, outlet.claim(1000, 0), DELIVERED)
         wait_for(lambda: _stored(intake, "y"), "it to have room again")
+
+
+def test_that_a_full_spool_refuses_beacons_is_told(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once, with the reason, and once when it is over; also where a beacon is refused without asking a server."""
+    monkeypatch.setattr("proxy.spool.jetstream.intake.LOOK_S", 0.05)
+    with opened(nats_server.spool(secrets.token_hex(4), max_bytes=20_000)) as (intake, outlet):
+        wait_for(lambda: not _stored(intake, "x" * 1000), "it to be full")
+        assert not _stored(intake, "more")
+        [line] = [line for line in capsys.readouterr().err.splitlines() if "refusing beacons" in line]
+        assert "max_bytes (20000)" in line
+        settled(outlet, outlet.claim(1000, 0), DELIVERED)
+        wait_for(lambda: _stored(intake, "y"), "it to have room again")
+        wait_for(lambda: "storing again" in capsys.readouterr().err, "the end to be told")

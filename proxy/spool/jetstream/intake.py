@@ -46,6 +46,8 @@ LONGEST_PATIENCE_S = streams.HITS_WINDOW_S / 2
 """A hit that is repeated later might be stored twice."""
 LAST_COUNTS_S = 1.0
 """For what was counted and not yet added, at the end."""
+FORGET_S = 60.0
+"""A site of which no beacon came for so long says nothing of whether they are stored."""
 LOOK_S = 5.0
 """Between two looks at how much the streams hold, and two reports of how it goes."""
 
@@ -83,6 +85,8 @@ class JetStreamIntake(Entered):
         """Site → why its last batch was not answered in time; empty once any was. Meanwhile one hit at a time tries whether it is
         so."""
         self._trouble = Trouble()
+        self._failing: dict[str, float] = {}
+        """Site → when (monotonic) one of its hits was last not stored; until one is."""
         self._stored = float("-inf")
         """When something was last stored (monotonic): servers do not hang because one site's stream does."""
         self._publisher = Publisher()
@@ -134,21 +138,29 @@ class JetStreamIntake(Entered):
     def enter(self, hit: Hit, waiter: Waiter) -> None:
         """Take the hit, and tell the waiter what became of it. Raises SpoolRefused if it was not even taken."""
         with self._lock:
-            down_since = self._link.down_since
             if self._closing:
                 raise SpoolRefused("the spool is closed")
-            if down_since is not None and time.monotonic() - down_since > self._patience_s:
-                raise SpoolRefused(f"no connection to the spool: {self._link.trouble}")
-            if full := self._full or self._no_room.get(hit.site):
-                raise SpoolRefused(full)
-            if self._waiting and (reason := self.hangs.get(hit.site)):
-                raise SpoolRefused(reason)
-            if self._waiting_of[hit.site] >= MAX_WAITING - self._waiting:
-                raise SpoolRefused("the spool's servers are too slow: too many beacons wait for them")
-            self._waiting += 1
-            self._waiting_of[hit.site] += 1
-            self._hits.append((hit, waiter))
-            self._ring()
+            if not (reason := self._why_not(hit.site)):
+                self._waiting += 1
+                self._waiting_of[hit.site] += 1
+                self._hits.append((hit, waiter))
+                self._ring()
+                return
+        self.note(hit.site, reason)
+        raise SpoolRefused(reason)
+
+    def _why_not(self, site: str) -> str:
+        """Why a hit of that site is not even taken; "" if it is. With the lock."""
+        down_since = self._link.down_since
+        if down_since is not None and time.monotonic() - down_since > self._patience_s:
+            return f"no connection to the spool: {self._link.trouble}"
+        if full := self._full or self._no_room.get(site):
+            return full
+        if self._waiting and (reason := self.hangs.get(site)):
+            return reason
+        if self._waiting_of[site] >= MAX_WAITING - self._waiting:
+            return "the spool's servers are too slow: too many beacons wait for them"
+        return ""
 
     def _ring(self) -> None:
         """With the lock."""
@@ -211,7 +223,10 @@ class JetStreamIntake(Entered):
                 if any(errors):  # until the next look: the room that deliveries make is for what they have to store, first
                     self._no_room |= {hit.site: why for (hit, _), why in zip(batch, errors, strict=True) if for_want_of_room(why)}
             self._tell(batch, ids, errors, left)
-            self.note(next(filter(None, errors), ""))
+            if self._failing:
+                self._note_stored({hit.site for (hit, _), why in zip(batch, errors, strict=True) if not why})
+            for site, why in {hit.site: why for (hit, _), why in zip(batch, errors, strict=True) if why}.items():
+                self.note(site, why)
         if not any(errors):
             self.stats.commit_seconds.observe(time.monotonic() - began)
             self.stats.batch_hits.observe(len(batch))
@@ -242,14 +257,25 @@ class JetStreamIntake(Entered):
                     await client.publish(self._names.state_of("collector", self._me), msgspec.json.encode(self.stats))
             await asyncio.sleep(LOOK_S)
 
-    def note(self, reason: str) -> None:
-        """Tell of it once that hits are not stored, and why; and once ("") that they are again."""
-        if reason:
-            if not self._trouble.begins():
-                return
-            if self._rescue is None:
-                log.error("refusing beacons", reason=reason)
-            else:
-                log.warning("beacons go to the fallback", reason=reason)
-        elif self._trouble.ends():
+    def note(self, site: str, reason: str) -> None:
+        """Tell of it once that hits are not stored, and why. From any thread."""
+        with self._lock:
+            self._failing[site] = time.monotonic()
+        if not self._trouble.begins():
+            return
+        if self._rescue is None:
+            log.error("refusing beacons", reason=reason)
+        else:
+            log.warning("beacons go to the fallback", reason=reason)
+
+    def _note_stored(self, sites: Iterable[str]) -> None:
+        """Tell of it once that hits of all sites are stored again: one's success is no other's."""
+        with self._lock:
+            for site in sites:
+                self._failing.pop(site, None)
+            lately = time.monotonic() - FORGET_S
+            over = all(at < lately for at in self._failing.values())
+            if over:
+                self._failing.clear()
+        if over and self._trouble.ends():
             log.warning("storing again" if self._rescue is None else "beacons go to the spool again")
