@@ -1254,3 +1254,50 @@ def test_that_a_full_spool_refuses_beacons_is_told(
         settled(outlet, outlet.claim(1000, 0), DELIVERED)
         wait_for(lambda: _stored(intake, "y"), "it to have room again")
         wait_for(lambda: "storing again" in capsys.readouterr().err, "the end to be told")
+
+
+def test_a_connection_that_is_lost_again_soon_and_stays_away_is_told(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second loss within the quiet after the first may last for hours: then it must be in the log."""
+    monkeypatch.setattr("proxy.log.QUIET_S", 1.0)
+    link = Link(Address((server.url,)), "test", lambda client: asyncio.sleep(0))
+    try:
+        assert link.wait_open()
+        told = ""
+        for _ in range(2):
+            server.kill()
+            wait_for(lambda: link.trouble, "the loss to be seen")
+            told += capsys.readouterr().err
+            if not told.count("connected again"):
+                server.start()
+                wait_for(lambda: not link.trouble, "the connection")
+                told += capsys.readouterr().err
+        assert told.count("no connection to the spool") == 1, "the second came too soon"
+        wait_for(lambda: "no connection to the spool" in capsys.readouterr().err, "the second loss to be told")
+    finally:
+        link.close()
+
+
+def test_a_server_that_is_left_is_no_connection_however_its_end_goes(
+    server: NatsServer, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that hangs keeps what was written from going out, and so the old connection from closing. Until there is another one
+    there is none."""
+    monkeypatch.setattr("proxy.spool.jetstream.link.CONNECT_S", 0.1)
+    monkeypatch.setattr("proxy.spool.jetstream.link.RECONNECT_S", 60.0)
+
+    async def hang() -> None:
+        await asyncio.sleep(60)
+
+    link = Link(Address((server.url, nats_server.url)), "test", lambda client: asyncio.sleep(0))
+    try:
+        assert link.wait_open()
+        client = link.client()
+        assert client is not None
+        monkeypatch.setattr(client, "close", hang)
+        link.run(link.move_on(), 5.0)
+        assert link.client() is None
+        assert link.down_since is not None
+    finally:
+        link.close()

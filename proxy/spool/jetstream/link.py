@@ -104,6 +104,7 @@ class Link:
             return
         self._moved, self._shunned = now, client.connected_url.netloc if client.connected_url else ""
         log.warning("the server does not answer: another is tried", server=self._shunned)
+        self._down("it does not answer", self._shunned)  # now: closing may take too long to say so
         with contextlib.suppress(Exception):
             async with asyncio.timeout(CONNECT_S):
                 await client.close()
@@ -214,7 +215,7 @@ class Link:
         elif "permissions violation" in words.lower():
             self.denied = f"{self._servers()}: {words}"
         elif self.trouble:
-            self.trouble = f"{self._servers()}: {words}"
+            self._down(words)
 
     def _refuse(self, reason: str) -> None:
         """For good before the first connection; later it may be a server that is being changed."""
@@ -223,6 +224,7 @@ class Link:
             self._known.set()
             self._keeper.cancel()
         self.trouble = reason
+        self._note_loss()
 
     async def _when_down(self) -> None:
         self._down("the connection is lost", self._at)
@@ -241,6 +243,10 @@ class Link:
         if self.down_since is None:
             self.down_since = time.monotonic()
         self.trouble = f"{server or self._servers()}: {reason}"
+        self._note_loss()
+
+    def _note_loss(self) -> None:
+        """To be called at each try that fails, too: the first may have been too soon after an earlier loss to be told."""
         if self.generation and not self._closing:
             self._note(self.trouble)
 
