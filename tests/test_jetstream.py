@@ -34,10 +34,10 @@ from proxy.spool.jetstream.address import Address
 from proxy.spool.jetstream.book import Book, _balance
 from proxy.spool.jetstream.flight import Flights, Source
 from proxy.spool.jetstream.intake import JetStreamIntake
-from proxy.spool.jetstream.link import Link, in_words
+from proxy.spool.jetstream.link import Link, ServersAway, in_words
 from proxy.spool.jetstream.names import Names, token, untoken
 from proxy.spool.jetstream.outlet import JetStreamOutlet
-from proxy.spool.jetstream.publisher import Message, Publisher
+from proxy.spool.jetstream.publisher import UNANSWERED, Message, Publisher
 from proxy.spool.jetstream.pull import Pulled
 from proxy.spool.jetstream.refusal import FULL
 from proxy.spool.jetstream.settler import CREDIT
@@ -1301,3 +1301,31 @@ def test_a_server_that_is_left_is_no_connection_however_its_end_goes(
         assert link.down_since is not None
     finally:
         link.close()
+
+
+def test_what_a_user_may_not_do_is_no_reason_for_what_fails_later(tmp_path: Path) -> None:
+    """A permission that was missing once would be named for ever, also where it is the servers that do not answer."""
+    server = NatsServer(
+        tmp_path / "nats",
+        'authorization { users: [{user: a, password: b, permissions: {publish: {deny: ["forbidden"]}}}] }\nno_auth_user: a\n',
+    )
+    link = Link(Address((server.url,)), "test", lambda client: asyncio.sleep(0))
+
+    async def unanswered(subject: str) -> None:
+        client = link.client()
+        assert client is not None
+        await client.publish(subject, b"")
+        await asyncio.sleep(60)
+
+    try:
+        assert link.wait_open()
+        with pytest.raises(SpoolError, match=r"(?i)permissions violation for publish to .?forbidden"):
+            link.ask(unanswered("forbidden"), 1.0)
+        with pytest.raises(ServersAway, match="do not answer in time"):
+            link.ask(unanswered("allowed"), 0.2)
+        publisher, message = Publisher(), Message("allowed", b"", {})
+        link.run(publisher.subscribe(link.client()), 1.0)  # type: ignore[arg-type]
+        assert link.run(publisher.publish(link, [message], 0.1), 5.0) == [UNANSWERED]
+    finally:
+        link.close()
+        server.stop()

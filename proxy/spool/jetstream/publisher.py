@@ -121,7 +121,7 @@ class Publisher:
                     return batch.errors
                 stored([n for n, token in enumerate(mine) if token not in self._waiting and not batch.errors[n]])
                 if time.monotonic() >= deadline:
-                    why = link.trouble or link.denied or UNANSWERED
+                    why = link.trouble or link.denied_since(began) or UNANSWERED
                     if self._heard < began and (self._leaving is None or self._leaving.done()):
                         self._leaving = asyncio.create_task(_leave(link, messages[0].subject))
                     return [why if token in self._waiting else batch.errors[number] for number, token in enumerate(mine)]
