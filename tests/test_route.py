@@ -10,9 +10,10 @@ import pytest
 from conftest import wait_for
 from test_spool import hit
 
+from proxy.delivery import Answer
 from proxy.forward.config import ForwarderConfig, Site
 from proxy.forward.forwarder import Attempted, Forwarder
-from proxy.forward.route import Route
+from proxy.forward.route import REFUSES_AFTER, Route
 from proxy.spool.memory import MemorySpool
 from proxy.spool.port import SpoolConfig
 
@@ -74,3 +75,17 @@ def test_what_goes_wrong_after_an_answer_takes_no_request_back_twice(vendor: Ven
 
     route = asyncio.run(deliver(vendor, spool, lambda _: not spool.ledger().pending, fail))
     assert route.pace.in_flight == 0
+
+
+def test_a_site_whose_key_was_withdrawn_is_told_though_another_is_delivered(vendor: Vendor) -> None:
+    """Each site has a key of its own; that another's is good does not make this one's beacons arrive."""
+    vendor.refused.add("key-two")
+    spool = MemorySpool()
+    for n in range(2 * REFUSES_AFTER):
+        spool.append_blocking(hit(f"good {n}", site="one"), hit(f"bad {n}", site="two"))
+    route = asyncio.run(deliver(vendor, spool, lambda route: not spool.ledger().pending and route.delivered > 0))
+    assert route.refusal == "404 for two"
+    route.attempted("one", delivered := Answer(200), 1.0)
+    assert route.refusal == "404 for two"
+    route.attempted("two", delivered, 1.0)
+    assert route.refusal == ""

@@ -210,7 +210,7 @@ class Forwarder:
             pace.failed(str(answer), monotonic_ms())
         self._tell(route)
         age_ms, now_ms = self._clock.age_ms(hit.received_ms), self._clock.now_ms()
-        route.attempted(answer, took_ms)
+        route.attempted(hit.site, answer, took_ms)
         verdict = decide(
             answer,
             claim.attempt,
