@@ -478,3 +478,40 @@ def test_a_machine_that_slept_is_not_taken_for_children_that_hang(start: Start) 
     assert httpx.get(f"{manager.url}/e?_n=morning&_p=me").status_code == 200
     assert manager.below() == before
     assert manager.logged("killed: it hangs") == []
+
+
+def test_ready_is_not_said_while_a_child_that_was_at_work_is_dead(start: Start, tmp_path: Path) -> None:
+    """A collector that died takes no beacon until it is back, whatever it did before the others were up."""
+    admin_gate, never, once = tmp_path / "gate", tmp_path / "never", tmp_path / "once"
+    os.mkfifo(admin_gate)
+    os.mkfifo(never)
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        f"if 'admin' in sys.orig_argv: open({str(admin_gate)!r}).read()\n"
+        f"if 'collector' in sys.orig_argv and os.path.exists({str(once)!r}): open({str(never)!r}).read()\n"
+    )
+    admin_port = str(free_port())
+    manager = start(
+        *impatient(RESTART_PAUSE_S=3600.0),
+        PYTHONPATH=str(slow),
+        BEACON_PROXY_ADMIN_PORT=admin_port,
+        WATCHDOG_USEC="400000",
+    )
+
+    def answers(url: str) -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(url, timeout=1).status_code == 200
+        return False
+
+    wait_for(lambda: answers(f"{manager.url}/e?_n=a&_p=me"), "the collector")
+    manager.hears("WATCHDOG=1", manager.words().count("WATCHDOG=1") + 8)  # rounds in which its beats are heard
+    once.touch()
+    os.kill(manager.below()["collector"], signal.SIGKILL)
+    wait_for(lambda: manager.logged("died, will be restarted"), "its death to be seen")
+    with admin_gate.open("w"):
+        pass
+    wait_for(lambda: answers(f"http://127.0.0.1:{admin_port}/healthz"), "the admin listener")
+    manager.hears("WATCHDOG=1", manager.words().count("WATCHDOG=1") + 8)
+    assert "READY=1" not in manager.words()
