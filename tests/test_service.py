@@ -1,5 +1,6 @@
 """What `serve` and `forward` are to a service manager: real notification sockets, real socket activation, real signals."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -30,6 +31,8 @@ from conftest import (
     need,
     wait_for,
 )
+
+from proxy.cli.service import Service
 
 PYTHON = [sys.executable, "-m", "proxy"]
 
@@ -515,3 +518,57 @@ def test_ready_is_not_said_while_a_child_that_was_at_work_is_dead(start: Start, 
     wait_for(lambda: answers(f"http://127.0.0.1:{admin_port}/healthz"), "the admin listener")
     manager.hears("WATCHDOG=1", manager.words().count("WATCHDOG=1") + 8)
     assert "READY=1" not in manager.words()
+
+
+@pytest.fixture
+def deaf(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """A manager's socket whose queue is full."""
+    monkeypatch.setattr("proxy.cli.service.SEND_S", 0.05)
+    with tempfile.TemporaryDirectory(prefix="bp") as place, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
+        ear.bind(f"{place}/notify")
+        monkeypatch.setenv("NOTIFY_SOCKET", f"{place}/notify")
+        monkeypatch.setenv("WATCHDOG_USEC", "60000000")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other, contextlib.suppress(BlockingIOError):
+            other.setblocking(False)
+            while True:
+                other.sendto(b"other", f"{place}/notify")
+        yield ear
+
+
+def heard(ear: socket.socket) -> list[bytes]:
+    """What waits there, but for what other services say."""
+    found = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            found.append(ear.recv(4096, socket.MSG_DONTWAIT))
+    return [words for words in found if words != b"other"]
+
+
+def test_what_a_busy_manager_did_not_take_is_said_again(deaf: socket.socket) -> None:
+    """A service that is never heard to be ready, or alive, is stopped."""
+    service = Service()
+    service.ready()
+    service.alive()
+    assert heard(deaf) == []
+    service.ready()
+    service.alive()
+    assert heard(deaf) == [b"READY=1", b"WATCHDOG=1"]
+    service.ready()
+    service.alive()
+    assert heard(deaf) == []
+
+
+def test_a_forwarder_alone_says_ready_again_to_a_busy_manager(deaf: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no supervisor's rounds."""
+    monkeypatch.delenv("WATCHDOG_USEC")
+    monkeypatch.setattr("proxy.cli.service.AGAIN_S", 0.05, raising=False)
+
+    async def attended() -> list[bytes]:
+        attending = asyncio.create_task(Service().attend())
+        await asyncio.sleep(0)
+        assert heard(deaf) == []
+        found = await asyncio.to_thread(wait_for, lambda: heard(deaf), "what it says")
+        await attending
+        return found  # type: ignore[no-any-return]
+
+    assert asyncio.run(attended()) == [b"READY=1"]
