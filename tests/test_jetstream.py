@@ -1329,3 +1329,31 @@ def test_what_a_user_may_not_do_is_no_reason_for_what_fails_later(tmp_path: Path
     finally:
         link.close()
         server.stop()
+
+
+def test_what_could_not_be_said_of_a_hit_is_said_with_the_next_round(
+    config: SpoolConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hit of which the server hears nothing is given to another forwarder; so what was only tried must not count as said."""
+    monkeypatch.setattr("proxy.spool.jetstream.outlet.SAY_S", 0.05)
+    monkeypatch.setattr("proxy.spool.jetstream.outlet.UNHEARD_S", 0.3)
+    with opened(config) as (intake, outlet):
+        intake.append_blocking(hit("a"))
+        [claim] = wait_for(lambda: outlet.claim(1, 0), "a hit")
+        client, before, tried = outlet._link.client(), claim.ticket.heard, 0
+        assert client is not None
+        publish = client.publish
+
+        async def fail(subject: str, payload: bytes = b"", *rest: Any) -> None:
+            nonlocal tried
+            if payload == b"+WPI":
+                tried += 1
+                raise ConnectionError
+            await publish(subject, payload, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(client, "publish", fail)
+            wait_for(lambda: tried >= 2, "some rounds")
+            assert claim.ticket.heard == before
+        wait_for(lambda: claim.ticket.heard > before, "it to be said")
+        settled(outlet, [claim], DELIVERED)

@@ -300,5 +300,7 @@ class JetStreamOutlet:
             await asyncio.sleep(SAY_S)
             if (client := self._link.client()) is not None:
                 with contextlib.suppress(Exception):
-                    for reply in self._flights.unheard(time.monotonic() - UNHEARD_S):
-                        await client.publish(reply, b"+WPI")
+                    for flight in self._flights.unheard(time.monotonic() - UNHEARD_S):
+                        if flight.reply:  # its stream may be gone meanwhile
+                            await client.publish(flight.reply, b"+WPI")
+                        flight.heard = time.monotonic()
