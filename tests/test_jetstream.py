@@ -1357,3 +1357,13 @@ def test_what_could_not_be_said_of_a_hit_is_said_with_the_next_round(
             assert claim.ticket.heard == before
         wait_for(lambda: claim.ticket.heard > before, "it to be said")
         settled(outlet, [claim], DELIVERED)
+
+
+def test_who_was_crowded_out_is_not_for_ever(server: NatsServer) -> None:
+    """A turn that could not be begun, for want of a connection, says nothing of the room."""
+    with opened(server.spool("crowded")) as (_, outlet):
+        outlet.peers.crowded_out = True
+        server.kill()
+        wait_for(lambda: outlet._link.trouble, "the loss to be seen")
+        assert outlet.peers.exchange(b"words") is None
+        assert not outlet.peers.crowded_out
