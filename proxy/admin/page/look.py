@@ -90,8 +90,8 @@ class Look:
         self.config = config
         self.failure = ""
         """Why the last reading failed; "" if it did not."""
-        self.unready = ""
-        """Where it did: why beacons are not taken meanwhile; "" if they are."""
+        self.unready: str | None = None
+        """Where it did: why beacons are not taken meanwhile; "" if they are, None while nobody has asked."""
         self._reading: Reading | None = None
         self._samples: deque[Sample] = deque(maxlen=KEPT)
         self._numbered = 0
@@ -133,7 +133,7 @@ class Look:
                 await asyncio.to_thread(self._read, looked_at)
                 self.failure = ""
             except (SpoolError, OSError, sqlite3.Error) as error:
-                self.unready = await asyncio.to_thread(self._unready) if looked_at else ""
+                self.unready = await asyncio.to_thread(self._unready) if looked_at else None
                 self.failure = str(error)
             if looked_at:
                 self._was_read.set()
