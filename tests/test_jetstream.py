@@ -27,7 +27,9 @@ from proxy import spool
 from proxy.admin.metrics import _ledger
 from proxy.admin.report import Report
 from proxy.admin.summary import render, summary
+from proxy.cli.child import _outlet_when_free
 from proxy.delivery import Final, Retry
+from proxy.forward.config import ForwarderConfig
 from proxy.outcome import Ending, Outcome
 from proxy.spool.jetstream import api, streams
 from proxy.spool.jetstream.address import Address
@@ -1367,3 +1369,30 @@ def test_who_was_crowded_out_is_not_for_ever(server: NatsServer) -> None:
         wait_for(lambda: outlet._link.trouble, "the loss to be seen")
         assert outlet.peers.exchange(b"words") is None
         assert not outlet.peers.crowded_out
+
+
+def test_a_forwarder_that_waits_tells_each_reason(nats_server: NatsServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """Who has mended the first must be told of the second, and not wait for it in vain."""
+    config = nats_server.spool(secrets.token_hex(4))
+    wrong = streams.common_streams(Names(config.url.partition("stream=")[2]), 1)[:2]
+    for stream in wrong:
+        nats_server.api(f"STREAM.CREATE.{stream['name']}", {**stream, "duplicate_window": 120 * streams.SECOND})
+    told = ""
+
+    def tells(of: str) -> bool:
+        nonlocal told
+        told += capsys.readouterr().err
+        return any("forwarder waits" in line and of in line for line in told.splitlines())
+
+    async def waiting() -> None:
+        stopping = asyncio.Event()
+        outlet = asyncio.create_task(_outlet_when_free(ForwarderConfig(config, {}), stopping, patient=True))
+        for stream in wrong:
+            await asyncio.to_thread(wait_for, lambda name=stream["name"]: tells(f"stream {name}:"), "the reason")
+            await asyncio.to_thread(nats_server.api, f"STREAM.DELETE.{stream['name']}")
+        found = await outlet
+        assert found is not None
+        await asyncio.to_thread(found.close)
+
+    asyncio.run(waiting())
+    assert told.count("forwarder waits") == 2
