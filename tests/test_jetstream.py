@@ -1396,3 +1396,31 @@ def test_a_forwarder_that_waits_tells_each_reason(nats_server: NatsServer, capsy
 
     asyncio.run(waiting())
     assert told.count("forwarder waits") == 2
+
+
+def test_records_are_waited_for_again_once_none_is_late(config: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Endings that came meanwhile, and were not begun yet, are no sign that the servers are still slow. Else records that take a
+    moment would pass for ones that do not arrive."""
+    monkeypatch.setattr("proxy.spool.jetstream.settler.WAIT_S", 0.5)
+    publish, quick = Publisher.publish, threading.Event()
+
+    async def slowly(self: Publisher, *arguments: Any) -> list[str]:
+        while not quick.is_set():  # noqa: ASYNC110 - a thread sets it
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)  # longer than an acknowledgement, and in time
+        return await publish(self, *arguments)
+
+    with opened(config) as (intake, outlet):
+        intake.append_blocking(hit("a"), hit("b"))
+        claims: list[Claim] = []
+        wait_for(lambda: claims.extend(outlet.claim(10, 0)) or len(claims) == 2, "both hits")
+        settler, link = outlet._settler, outlet._link
+        monkeypatch.setattr(Publisher, "publish", slowly)
+        settled(outlet, claims[:1], Final(Outcome.BOT))
+        [late] = settler.kept.values()
+        assert late.recording
+        settler.end(claims[1].ticket, Final(Outcome.BOT))
+        quick.set()
+        wait_for(lambda: late.recorded, "the first to be recorded")
+        link.run(settler.record(link), 5.0)  # raises where records are missing
+        assert outlet.ledger().total(Outcome.BOT) == 2
