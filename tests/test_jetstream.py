@@ -1424,3 +1424,25 @@ def test_records_are_waited_for_again_once_none_is_late(config: SpoolConfig, mon
         wait_for(lambda: late.recorded, "the first to be recorded")
         link.run(settler.record(link), 5.0)  # raises where records are missing
         assert outlet.ledger().total(Outcome.BOT) == 2
+
+
+def test_servers_that_refuse_do_not_hang(server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal is an answer. Else others' beacons would go on being refused without a try, for a reason that is over."""
+    monkeypatch.setattr("proxy.spool.jetstream.shelf.SHUNNED_S", 0.0)
+    with opened(server.spool("refuses", commit_timeout_s=1.0)) as (intake, _):
+        intake.append_blocking(hit("before"))
+        stream = streams.hits_stream(intake._names, "default", 1)
+        server.api(f"STREAM.UPDATE.{stream['name']}", {**stream, "max_msgs": 1})
+        server.hang()
+        with pytest.raises(SpoolRefused, match="in time"):
+            intake.append_blocking(hit("while it hangs"))
+        assert set(intake.hangs) == {"default"}
+        server.wake()
+
+        def refused() -> str:
+            with pytest.raises(SpoolRefused) as caught:
+                intake.append_blocking(hit("afterwards"))
+            return str(caught.value)
+
+        wait_for(lambda: "maximum messages exceeded" in refused(), "the server's answer")
+        assert intake.hangs == {}

@@ -82,13 +82,11 @@ class JetStreamIntake(Entered):
         self._no_room: dict[str, str] = {}
         """Site → with which words its stream's servers refused it; until the next look."""
         self.hangs: dict[str, str] = {}
-        """Site → why its last batch was not answered in time; empty once any was. Meanwhile one hit at a time tries whether it is
-        so."""
+        """Site → why its last batch was not answered in time; empty once a server has stored or refused anything: servers do not
+        hang because one site's stream does. Meanwhile one hit at a time tries whether it is so."""
         self._trouble = Trouble()
         self._failing: dict[str, float] = {}
         """Site → when (monotonic) one of its hits was last not stored; until one is."""
-        self._stored = float("-inf")
-        """When something was last stored (monotonic): servers do not hang because one site's stream does."""
         self._publisher = Publisher()
         self._shelf = Shelf(self._names, address.replicas, self._publisher)
         self._tally = Tally(self._names, self._publisher, self._ids)
@@ -216,9 +214,9 @@ class JetStreamIntake(Entered):
         finally:
             with self._lock:
                 told(left)
-                if not all(errors):
-                    self.hangs, self._stored = {}, time.monotonic()
-                elif time.monotonic() - began >= 0.9 * self._patience_s and self._stored < began:
+                if self._publisher.heard >= began:
+                    self.hangs = {}
+                elif time.monotonic() - began >= 0.9 * self._patience_s:
                     self.hangs |= {hit.site: error for (hit, _), error in zip(batch, errors, strict=True)}
                 if any(errors):  # until the next look: the room that deliveries make is for what they have to store, first
                     self._no_room |= {hit.site: why for (hit, _), why in zip(batch, errors, strict=True) if for_want_of_room(why)}
