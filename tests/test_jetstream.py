@@ -1446,3 +1446,49 @@ def test_servers_that_refuse_do_not_hang(server: NatsServer, monkeypatch: pytest
 
         wait_for(lambda: "maximum messages exceeded" in refused(), "the server's answer")
         assert intake.hangs == {}
+
+
+def test_what_cannot_be_tried_without_a_connection_is_not_forgotten(server: NatsServer) -> None:
+    """A call that failed says nothing any more once it was not made for a while. Where it could not be made it still does."""
+
+    async def fails() -> None:
+        raise RuntimeError("no")
+
+    with opened(server.spool("forgets")) as (_, outlet):
+        outlet._run(fails(), None)
+        [(name, failed)] = outlet._wrong.items()
+        server.kill()
+        wait_for(lambda: outlet._link.trouble, "the loss to be seen")
+        lost = time.monotonic()
+        assert outlet.claim(10, 0) == []
+        assert outlet._wrong[name] >= lost > failed
+
+
+def test_acknowledgements_that_are_not_answered_are_trouble_until_they_are(
+    config: SpoolConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are not waited for any more; that the rest succeeds meanwhile is no end of that."""
+    monkeypatch.setattr("proxy.spool.jetstream.outlet.REST_S", 0.0)
+    monkeypatch.setattr("proxy.spool.jetstream.settler.REST_S", 0.0)
+    with opened(config) as (intake, outlet):
+        intake.append_blocking(hit("a"))
+        claims = wait_for(lambda: outlet.claim(1, 0), "a hit")
+        client = outlet._link.client()
+        assert client is not None
+        request = client.request
+
+        async def silent(subject: str, *rest: Any, **more: Any) -> Any:
+            if subject.startswith("$JS.ACK."):
+                raise TimeoutError
+            return await request(subject, *rest, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(client, "request", silent)
+            settled(outlet, claims, DELIVERED)
+            for _ in range(3):
+                outlet.claim(1, 0, closed=["default"])
+            told = capsys.readouterr().err
+            assert told.count("spool in trouble") == 1
+            assert "works again" not in told
+        wait_for(lambda: (outlet.claim(1, 0), "works again" in capsys.readouterr().err)[1], "its end")
+        assert outlet.ledger().pending == 0

@@ -66,7 +66,7 @@ class Settler:
         """Endings that are not yet carried out."""
         self._acknowledging: dict[str, asyncio.Task[None]] = {}
         """By stream."""
-        self._silent: set[str] = set()
+        self.silent: set[str] = set()
         """Streams that did not answer last."""
         self._why = ""
         """Why something was not recorded last."""
@@ -133,7 +133,7 @@ class Settler:
         for stream, some in by_stream.items():
             task = self._acknowledging[stream] = asyncio.create_task(self._acknowledge_to(client, stream, some))
             task.add_done_callback(partial(self._acknowledging.pop, stream))  # also of one that was cut off before it began
-        awaited = [task for stream, task in self._acknowledging.items() if stream not in self._silent]
+        awaited = [task for stream, task in self._acknowledging.items() if stream not in self.silent]
         answers = await asyncio.gather(*awaited, return_exceptions=True)
         if failed := next((answer for answer in answers if answer is not None), None):
             raise failed
@@ -145,12 +145,12 @@ class Settler:
                 await client.publish(flight.reply, ACK)
             await client.request(flights[-1].reply, ACK, timeout=ACK_S)
         except Exception:
-            if stream not in self._silent:
-                self._silent.add(stream)
+            if stream not in self.silent:
+                self.silent.add(stream)
                 raise
             await asyncio.sleep(REST_S)
         else:
-            self._silent.discard(stream)
+            self.silent.discard(stream)
             for flight in flights:
                 self._done(flight)
 
