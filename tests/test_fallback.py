@@ -816,9 +816,9 @@ def test_a_mover_that_waits_for_long_says_so_once(config: SpoolConfig, monkeypat
     assert told == ["the fallback is held by another process, which is to move it"]
 
 
-def _mover_says(told: str) -> list[str]:
+def _mover_says(log: str) -> list[str]:
     """What a mover logged of whether it can move, in order."""
-    return [line["event"] for line in map(json.loads, told.splitlines()) if line["event"] in (STUCK, GOES_ON)]
+    return [line["event"] for line in map(json.loads, log.splitlines()) if line["event"] in (STUCK, GOES_ON)]
 
 
 def test_a_lane_that_is_moved_does_not_end_the_trouble_of_another(
@@ -841,20 +841,20 @@ def test_a_lane_that_is_moved_does_not_end_the_trouble_of_another(
             assert _mover_says(capsys.readouterr().err) == [STUCK]
             _drift(config, intake, "bad")
             wait_for(lambda: emptied(config), "the lane to be emptied")
-            wait_for(lambda: _mover_says(capsys.readouterr().err) == [GOES_ON], "its end to be told")
+            wait_for(lambda: _mover_says(capsys.readouterr().err) == [GOES_ON], "its end to be logged")
         other.close()
 
 
 def test_a_mover_that_waits_for_room_says_so(
     config: SpoolConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Else nobody learns why the fallback grows."""
+    """Else the operator does not learn why the fallback grows."""
     monkeypatch.setattr("proxy.spool.fallback.mover.ROOM_S", 0.1)
     with opened(config) as intake:
         intake.append_blocking(hit("x" * 2000))
         asyncio.run(_append_all(intake._lane, ["a", "b"]))
         with moving(replace(config, max_bytes=1000)):
-            wait_for(lambda: _mover_says(capsys.readouterr().err) == [STUCK], "the reason to be told")
+            wait_for(lambda: _mover_says(capsys.readouterr().err) == [STUCK], "the reason to be logged")
         assert spool.fallback_pending(config) == 2
 
 
@@ -865,7 +865,7 @@ def test_a_spool_that_was_full_gets_no_room_because_no_server_answers(
     monkeypatch.setattr("proxy.spool.fallback.mover.ROOM_S", 0.1)
     ask, unanswered = api.ask, 0
 
-    async def nobody(client: Any, what: str, *rest: Any, **more: Any) -> Any:
+    async def unanswering(client: Any, what: str, *rest: Any, **more: Any) -> Any:
         nonlocal unanswered
         if what == "STREAM.NAMES":
             unanswered += 1
@@ -880,7 +880,7 @@ def test_a_spool_that_was_full_gets_no_room_because_no_server_answers(
         thread.start()
         try:
             wait_for(lambda: not mover._has_room, "it to see that the spool is full")
-            monkeypatch.setattr(api, "ask", nobody)
+            monkeypatch.setattr(api, "ask", unanswering)
             wait_for(lambda: unanswered > 3, "some looks")
             assert spool.fallback_pending(config) == 2
         finally:
@@ -908,4 +908,4 @@ def test_a_site_that_is_stored_does_not_end_the_trouble_of_another(
         assert said() == ["beacons go to the fallback"]
         _drift(config, intake, "bad")
         intake.append_blocking(hit("bad again", site="bad"))
-        wait_for(lambda: said() == ["beacons go to the spool again"], "the end to be told")
+        wait_for(lambda: said() == ["beacons go to the spool again"], "the end to be logged")

@@ -1243,7 +1243,7 @@ def test_a_full_spool_gets_no_room_because_a_stream_says_nothing(
         wait_for(lambda: _stored(intake, "y"), "it to have room again")
 
 
-def test_that_a_full_spool_refuses_beacons_is_told(
+def test_that_a_full_spool_refuses_beacons_is_logged(
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Once, with the reason, and once when it is over; also where a beacon is refused without asking a server."""
@@ -1255,10 +1255,10 @@ def test_that_a_full_spool_refuses_beacons_is_told(
         assert "max_bytes (20000)" in line
         settled(outlet, outlet.claim(1000, 0), DELIVERED)
         wait_for(lambda: _stored(intake, "y"), "it to have room again")
-        wait_for(lambda: "storing again" in capsys.readouterr().err, "the end to be told")
+        wait_for(lambda: "storing again" in capsys.readouterr().err, "the end to be logged")
 
 
-def test_a_connection_that_is_lost_again_soon_and_stays_away_is_told(
+def test_a_connection_that_is_lost_again_soon_and_stays_away_is_logged(
     server: NatsServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A second loss within the quiet after the first may last for hours: then it must be in the log."""
@@ -1266,17 +1266,17 @@ def test_a_connection_that_is_lost_again_soon_and_stays_away_is_told(
     link = Link(Address((server.url,)), "test", lambda client: asyncio.sleep(0))
     try:
         assert link.wait_open()
-        told = ""
+        logged = ""
         for _ in range(2):
             server.kill()
             wait_for(lambda: link.trouble, "the loss to be seen")
-            told += capsys.readouterr().err
-            if not told.count("connected again"):
+            logged += capsys.readouterr().err
+            if not logged.count("connected again"):
                 server.start()
                 wait_for(lambda: not link.trouble, "the connection")
-                told += capsys.readouterr().err
-        assert told.count("no connection to the spool") == 1, "the second came too soon"
-        wait_for(lambda: "no connection to the spool" in capsys.readouterr().err, "the second loss to be told")
+                logged += capsys.readouterr().err
+        assert logged.count("no connection to the spool") == 1, "the second came too soon"
+        wait_for(lambda: "no connection to the spool" in capsys.readouterr().err, "the second loss to be logged")
     finally:
         link.close()
 
@@ -1371,31 +1371,31 @@ def test_who_was_crowded_out_is_not_for_ever(server: NatsServer) -> None:
         assert not outlet.peers.crowded_out
 
 
-def test_a_forwarder_that_waits_tells_each_reason(nats_server: NatsServer, capsys: pytest.CaptureFixture[str]) -> None:
-    """Who has mended the first must be told of the second, and not wait for it in vain."""
+def test_a_forwarder_that_waits_logs_each_reason(nats_server: NatsServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """An operator who fixed the first must see the second, and not wait for it in vain."""
     config = nats_server.spool(secrets.token_hex(4))
     wrong = streams.common_streams(Names(config.url.partition("stream=")[2]), 1)[:2]
     for stream in wrong:
         nats_server.api(f"STREAM.CREATE.{stream['name']}", {**stream, "duplicate_window": 120 * streams.SECOND})
-    told = ""
+    logged = ""
 
-    def tells(of: str) -> bool:
-        nonlocal told
-        told += capsys.readouterr().err
-        return any("forwarder waits" in line and of in line for line in told.splitlines())
+    def is_logged(of: str) -> bool:
+        nonlocal logged
+        logged += capsys.readouterr().err
+        return any("forwarder waits" in line and of in line for line in logged.splitlines())
 
     async def waiting() -> None:
         stopping = asyncio.Event()
         outlet = asyncio.create_task(_outlet_when_free(ForwarderConfig(config, {}), stopping, patient=True))
         for stream in wrong:
-            await asyncio.to_thread(wait_for, lambda name=stream["name"]: tells(f"stream {name}:"), "the reason")
+            await asyncio.to_thread(wait_for, lambda name=stream["name"]: is_logged(f"stream {name}:"), "the reason")
             await asyncio.to_thread(nats_server.api, f"STREAM.DELETE.{stream['name']}")
         found = await outlet
         assert found is not None
         await asyncio.to_thread(found.close)
 
     asyncio.run(waiting())
-    assert told.count("forwarder waits") == 2
+    assert logged.count("forwarder waits") == 2
 
 
 def test_records_are_waited_for_again_once_none_is_late(config: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1487,8 +1487,8 @@ def test_acknowledgements_that_are_not_answered_are_trouble_until_they_are(
             settled(outlet, claims, DELIVERED)
             for _ in range(3):
                 outlet.claim(1, 0, closed=["default"])
-            told = capsys.readouterr().err
-            assert told.count("spool in trouble") == 1
-            assert "works again" not in told
+            logged = capsys.readouterr().err
+            assert logged.count("spool in trouble") == 1
+            assert "works again" not in logged
         wait_for(lambda: (outlet.claim(1, 0), "works again" in capsys.readouterr().err)[1], "its end")
         assert outlet.ledger().pending == 0

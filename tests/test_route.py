@@ -71,13 +71,13 @@ def test_what_goes_wrong_after_an_answer_takes_no_request_back_twice(vendor: Ven
     spool.append_blocking(*(hit(str(n), site="one") for n in range(5)))
 
     def fail(_: Attempted) -> None:
-        raise RuntimeError("whoever is told cannot bear it")
+        raise RuntimeError("an observer that fails")
 
     route = asyncio.run(deliver(vendor, spool, lambda _: not spool.ledger().pending, fail))
     assert route.pace.in_flight == 0
 
 
-def test_a_site_whose_key_was_withdrawn_is_told_though_another_is_delivered(vendor: Vendor) -> None:
+def test_a_site_whose_key_was_withdrawn_is_reported_though_another_is_delivered(vendor: Vendor) -> None:
     """Each site has a key of its own; that another's is good does not make this one's beacons arrive."""
     vendor.refused.add("key-two")
     spool = MemorySpool()

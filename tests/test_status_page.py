@@ -484,7 +484,7 @@ def test_a_histogram_of_nothing_has_no_quantile() -> None:
 
 
 def test_that_beacons_are_taken_is_not_said_before_it_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The spool failed while no page was open, and now it hangs: nobody knows, and they may be refused."""
+    """The spool failed while no page was open, and now it hangs: they may be refused."""
     monkeypatch.setattr(looks, "PATIENCE_S", 0.2)
     hangs, wakes = threading.Event(), threading.Event()
 

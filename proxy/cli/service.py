@@ -64,14 +64,14 @@ class Service:
             self._said = state
 
     def _send(self, text: str) -> bool:
-        """Whether it was taken, or nobody is there to take it."""
+        """Whether it was taken, or there is no manager."""
         if self._address:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
                 out.settimeout(SEND_S)
                 try:
                     out.sendto(text.encode(), self._address.replace("@", "\0", 1) if self._address[0] == "@" else self._address)
                 except OSError:
-                    return False  # its queue is full, say; where nobody listens any more, that is the manager's affair
+                    return False  # its queue is full, for example; or it no longer listens
         return True
 
 

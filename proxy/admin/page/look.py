@@ -91,7 +91,7 @@ class Look:
         self.failure = ""
         """Why the last reading failed; "" if it did not."""
         self.unready: str | None = None
-        """Where it did: why beacons are not taken meanwhile; "" if they are, None while nobody has asked."""
+        """Where it did: why beacons are not taken meanwhile; "" if they are, None before that was checked."""
         self._reading: Reading | None = None
         self._samples: deque[Sample] = deque(maxlen=KEPT)
         self._numbered = 0

@@ -47,7 +47,7 @@ class FallbackIntake(Entered):
     def enter(self, hit: Hit, waiter: Waiter) -> None:
         """Take the hit, and tell the waiter what became of it. Raises SpoolRefused if neither has taken it."""
         if self._answers():
-            with contextlib.suppress(SpoolRefused):  # it has told why
+            with contextlib.suppress(SpoolRefused):  # it has logged why
                 self._engine.enter(hit, waiter)
                 return
         else:

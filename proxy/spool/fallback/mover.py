@@ -238,7 +238,7 @@ class Mover:
             self._stuck[lane.path, what] = reason
 
     def _tell(self, reason: str) -> None:
-        """At the end of a turn: why something cannot be moved, once; and once ("") that all of it can."""
+        """At the end of a turn: log once why something cannot be moved, and once ("") that all of it can."""
         if reason:
             if self._trouble.begins():
                 log.warning("the fallback cannot be emptied yet", reason=reason)

@@ -181,7 +181,7 @@ class Flights:
             return mine
 
     def unheard(self, since: float) -> list[Flight]:
-        """Those of which the server was told nothing since then (monotonic); whoever tells it notes that in `heard`."""
+        """Those of which the server has heard nothing since then (monotonic). Set `heard` once it has."""
         with self._lock:
             return [flight for flight in self._all.values() if flight.reply and flight.heard < since]
 

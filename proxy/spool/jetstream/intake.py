@@ -256,7 +256,7 @@ class JetStreamIntake(Entered):
             await asyncio.sleep(LOOK_S)
 
     def note(self, site: str, reason: str) -> None:
-        """Tell of it once that hits are not stored, and why. From any thread."""
+        """Log once that hits are not stored, and why. From any thread."""
         with self._lock:
             self._failing[site] = time.monotonic()
         if not self._trouble.begins():
@@ -267,7 +267,7 @@ class JetStreamIntake(Entered):
             log.warning("beacons go to the fallback", reason=reason)
 
     def _note_stored(self, sites: Iterable[str]) -> None:
-        """Tell of it once that hits of all sites are stored again: one's success is no other's."""
+        """Log once that hits of all sites are stored again: the success of one site says nothing of another."""
         with self._lock:
             for site in sites:
                 self._failing.pop(site, None)

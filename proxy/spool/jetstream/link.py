@@ -252,7 +252,7 @@ class Link:
         self._note_loss()
 
     def _note_loss(self) -> None:
-        """To be called at each try that fails, too: the first may have been too soon after an earlier loss to be told."""
+        """Call it at each try that fails, too: the loss itself may have been too soon after an earlier one to be logged."""
         if self.generation and not self._closing:
             self._note(self.trouble)
 
