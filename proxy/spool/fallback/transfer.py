@@ -77,6 +77,8 @@ class LaneTransfer:
             raise SameNumber(f"{path} bears the number of a lane that is being moved already: it is a copy of it; remove it")
         self._behind = 0
         """The first of the rows that were put behind in this round."""
+        self._last_failed = 0
+        """The last of the rows that were put behind."""
 
     def waits(self) -> bool:
         """Whether there is anything to be moved."""
@@ -132,6 +134,7 @@ class LaneTransfer:
                 self._db.execute("INSERT INTO fresh (hit) VALUES (?)", (hits.encode(replace(row.hit, id=row.message)),))
             for site, n in Counter(row.hit.site for row in there if not row.hit.id).items():
                 self._tally((site, MOVING, -n), (site, DOUBTFUL, n))
+            self._last_failed = self._db.last_insert_rowid()
         return len(there)
 
     def _take(self, rows: Sequence[Row]) -> list[Row]:
@@ -144,6 +147,10 @@ class LaneTransfer:
     def went_round(self, row: Row) -> bool:
         """Whether the row was put behind in this round already, so that all others have had their turn."""
         return row.id >= self._behind
+
+    def has_retried(self, rows: Sequence[Row]) -> bool:
+        """Whether, with these rows, all that failed have had another turn."""
+        return rows[-1].id >= self._last_failed
 
     def begin_counts(self) -> list[Count]:
         """What was counted here and not stored: set apart earlier, else now."""
