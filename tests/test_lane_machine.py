@@ -21,7 +21,7 @@ from proxy.delivery import Final
 from proxy.hit import Hit
 from proxy.outcome import Outcome
 from proxy.spool.port import RECEIVED, REFUSED, Settlement, SpoolConfig, SpoolRefused
-from proxy.spool.sqlite import file
+from proxy.spool.sqlite import database, file
 from proxy.spool.sqlite.disk import Disk
 from proxy.spool.sqlite.lane import Lane
 from proxy.spool.sqlite.outlet import SqliteOutlet
@@ -53,7 +53,8 @@ class LaneMachine(RuleBasedStateMachine):
         self.delivered: set[str] = set()
         self.dropped = 0
         self.ballast: Path | None = None
-        self.holder: file.Connection | None = None
+        self.locked = False
+        self.holder: database.Connection | None = None
         self.largest_batch = 0
 
     def teardown(self) -> None:
@@ -107,23 +108,24 @@ class LaneMachine(RuleBasedStateMachine):
         self.ballast.unlink()
         self.ballast = None
 
-    @precondition(lambda self: self.holder is None and self.is_here)
+    @precondition(lambda self: not self.locked and self.is_here)
     @rule()
     def a_tool_locks_the_lane(self) -> None:
-        with contextlib.suppress(Exception):
-            holder = file.open_file(self.lane.path, busy_s=1)
-            holder.execute("BEGIN IMMEDIATE")
-            self.holder = holder
+        self.locked = True
+        if self.lane.path.exists():
+            with contextlib.suppress(database.Error):  # it is in use for longer, or there is no room to open it
+                self.holder = file.open_file(self.lane.path, busy_s=1)
+                self.holder.execute("BEGIN IMMEDIATE")
 
-    @precondition(lambda self: self.holder is not None)
+    @precondition(lambda self: self.locked)
     @rule()
     def it_lets_go(self) -> None:
-        assert self.holder is not None
-        self.holder.execute("ROLLBACK")
-        self.holder.close()
-        self.holder = None
+        self.locked = False
+        if self.holder is not None:
+            self.holder.close()
+            self.holder = None
 
-    @precondition(lambda self: self.is_here and self.holder is None)
+    @precondition(lambda self: self.is_here and not self.locked)
     @rule()
     def the_volume_is_unmounted(self) -> None:
         self.spool.rename(self.away)
@@ -154,8 +156,7 @@ class LaneMachine(RuleBasedStateMachine):
 
     def heal(self) -> None:
         """The causes go; nothing else is done about it."""
-        if self.holder is not None:
-            self.it_lets_go()
+        self.it_lets_go()
         if not self.is_here:
             self.it_is_mounted_again()
         if self.ballast is not None:

@@ -46,14 +46,16 @@ class GroupCommit(Entered):
         patience_s: float = 5.0,
         tell: Callable[[], None] = lambda: None,
         tend: Callable[[], None] = lambda: None,
+        hangs: Callable[[], None] = lambda: None,
     ) -> None:
         """`tell` is called a few times a second, from a thread of its own; `tend` by the writer's thread when nothing came for
-        TEND_S. It must not raise."""
+        TEND_S; `hangs` by the watch when it gives callers up. They must not raise."""
         self.stats = IntakeStats()
         self._commit = commit
         self._finish = finish
         self._tell = tell
         self._tend = tend
+        self._hangs = hangs
         self._patience_s = patience_s
         self._committing: list[Waiter] = []
         self._began = 0.0
@@ -174,4 +176,5 @@ class GroupCommit(Entered):
                     continue
                 given_up = self._committing + self._waiters
                 self._committing, self._waiters, self._hits = [], [], []
+            self._hangs()
             wake(given_up, SpoolRefused(HANGS))

@@ -22,7 +22,7 @@ from proxy import hit as hits
 from proxy.hit import Hit
 from proxy.log import Trouble, log
 from proxy.outcome import Outcome
-from proxy.spool.group import Counts, GroupCommit
+from proxy.spool.group import HANGS, Counts, GroupCommit
 from proxy.spool.port import RECEIVED, REFUSED, IntakeStats, SpoolConfig, SpoolError, SpoolRefused, Tapped
 from proxy.spool.sqlite import database, file, holders
 from proxy.spool.sqlite.database import Connection, OutcomeUnknown
@@ -78,7 +78,7 @@ class Lane:
             self._refuse(self._reason(error, self._disk.is_full(error)))
         self._told = 0.0
         self._tap = Tap(self._directory)
-        self._group = GroupCommit(self._commit, self._close, config.commit_timeout_s, self._tell, self._tend)
+        self._group = GroupCommit(self._commit, self._close, config.commit_timeout_s, self._tell, self._tend, self._hangs)
         if self._db is not None:
             self._count_on()
         self.enter = self._group.enter
@@ -167,6 +167,10 @@ class Lane:
                 file.shorten_log(self._db, self.path, self._disk)
         except (database.Error, OSError, SpoolError) as error:
             self._failed(error, refuse=self._db is None)
+
+    def _hangs(self) -> None:
+        """Only a line in the log: what is refused meanwhile, the group refuses. It ends with the next batch that is stored."""
+        self._refuse(HANGS)
 
     def _open_again(self) -> Connection:
         db = self._open()

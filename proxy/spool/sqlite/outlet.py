@@ -121,25 +121,26 @@ class SqliteOutlet:
             self._lock = None
 
     def _flush(self, reader: LaneReader, now_ms: int) -> None:
-        if self._rested(reader):
+        if self._rested(reader) and reader.has_unsettled:
             self._guarded(reader, functools.partial(reader.flush, now_ms))
 
     def _rested(self, reader: LaneReader) -> bool:
         return time.monotonic() >= self._resting.get(reader.opened, 0.0)
 
-    def _guarded(self, reader: LaneReader, call: Callable[[], T]) -> T | None:
-        """What the call gives. In trouble: None, and the lane rests, or is set aside if it is corrupt."""
+    def _guarded(self, reader: LaneReader, call: Callable[[], T], proves: bool = True) -> T | None:
+        """What the call gives. In trouble: None, and the lane rests, or is set aside if it is corrupt. `proves`: that it succeeds
+        shows that the lane works, since it reads or writes beacons."""
         try:
             found = self._disk.settle(call, reader.db)
         except (database.Error, OSError) as error:
             self._in_trouble(reader, error)
             return None
-        if self._resting.pop(reader.opened, None) is not None and self._troubles.setdefault(reader.opened, Trouble()).ends():
+        if proves and self._resting.pop(reader.opened, None) is not None and self._troubles[reader.opened].ends():
             log.info("lane works again", lane=str(reader.path))
         return found
 
     def _in_trouble(self, reader: LaneReader, error: Exception) -> None:
-        if self._troubles.setdefault(reader.opened, Trouble()).begins():
+        if self._troubles[reader.opened].begins():
             reason = self._disk.stuck_reason() if self._disk.is_full(error) else str(error)
             log.error("lane in trouble", lane=str(reader.path), reason=reason)
         self._resting[reader.opened] = time.monotonic() + REST_S
@@ -173,9 +174,10 @@ class SqliteOutlet:
             if file.inode(reader.path) is None:
                 self._resting[reader.opened] = self._looked + REST_S
             if self._rested(reader):
-                if reader.opened in self._unmended and self._guarded(reader, functools.partial(reader.mend_due_times, now_ms)):
+                mend = functools.partial(reader.mend_due_times, now_ms)
+                if reader.opened in self._unmended and self._guarded(reader, mend, proves=False):
                     self._unmended.discard(reader.opened)
-                self._guarded(reader, reader.shorten_log)
+                self._guarded(reader, reader.shorten_log, proves=False)
         if self._readers:
             with contextlib.suppress(OSError):
                 self._disk.keep_reserve()
@@ -204,7 +206,7 @@ class SqliteOutlet:
         self._shrunk = time.monotonic()
         for reader in list(self._readers.values()):
             if self._rested(reader):
-                self._guarded(reader, reader.give_back_room)
+                self._guarded(reader, reader.give_back_room, proves=False)
 
     def _take_up(self, path: Path) -> None:
         """One that cannot be taken up keeps none of the others from it."""
@@ -219,6 +221,7 @@ class SqliteOutlet:
                 log.error("a corrupt lane is set aside", lane=str(path), aside=str(file.set_aside(path, opened)))
             return
         self._readers[reader.opened] = reader
+        self._troubles[reader.opened] = Trouble()
         self._unmended.add(reader.opened)
         self._unopened.pop(path, None)
 

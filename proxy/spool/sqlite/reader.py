@@ -136,6 +136,11 @@ class LaneReader:
         """To be written with the next flush."""
         self._unsettled += settlements
 
+    @property
+    def has_unsettled(self) -> bool:
+        """Whether anything is to be written."""
+        return bool(self._unsettled)
+
     def flush(self, now_ms: int) -> None:
         """Write all that is to be settled. When a transaction fails, what is in it and after it stays to be written.
 
