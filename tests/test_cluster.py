@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import clean_environment, listening, need, wait_for
+from conftest import clean_environment, free_port, listening, need, wait_for
 from rich.console import Console
 
 from proxy.cli.cluster import Missing, brokers, front
@@ -100,6 +100,23 @@ def test_nginx_is_not_taken_for_ready_where_another_answers_at_its_port(tmp_path
             assert "Address already in use" in nginx.log.read_text()
         finally:
             nginx.kill()
+
+
+def test_the_account_counts_each_beacon_that_nginx_kept_once(tmp_path: Path) -> None:
+    """However many newlines a record has around it."""
+    need("nginx", "nginx-light")
+    port = free_port()
+    nginx = Front(tmp_path, port, [9, 9], shop=9)  # nothing answers there
+    try:
+        nginx.start()
+        wait_for(nginx.ready, "nginx")
+        assert nginx.kept_lines() == 0
+        for n in range(3):
+            assert httpx.get(f"http://127.0.0.1:{port}/x7/e?_n=n{n}").status_code == 200
+        wait_for(lambda: b"_n=n2" in nginx.kept.read_bytes(), "the last one")
+        assert nginx.kept_lines() == 3
+    finally:
+        nginx.kill()
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """`ingest`: what nginx kept while no collector answered is taken in as if it had come in then, and counts once."""
 
+import io
 import json
 import os
+import re
 import secrets
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from nats_server import NatsServer
 
-from proxy.cli.ingest import MAX_LINE_BYTES, LineReader, Request, Unusable, lines
+from proxy.cli.fallback_log import MAX_LINE_BYTES, START, records
+from proxy.cli.ingest import LineReader, Request, Unusable
 from proxy.collector.collect import Collector
 from proxy.collector.config import CollectorConfig
 from proxy.collector.stamp import FARTHEST_MS, Stamp, read_stamp
@@ -47,7 +51,7 @@ def logged(number: int = 1, at_ms: int = THEN_MS, **over: str) -> bytes:
         "body": "",
         **over,
     }
-    return json.dumps(fields, ensure_ascii=False).encode("latin-1")
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("latin-1")
 
 
 def ingest(proxy: ProxyProcess, *arguments: str, said: bytes = b"") -> subprocess.CompletedProcess[bytes]:
@@ -253,13 +257,189 @@ def test_a_written_line_is_read_back_to_the_byte(query: str, body: str, agent: s
     assert request.headers[b"x-beacon-stamp"] == f"{at_ms // 1000}.{at_ms % 1000:03d} {7:032x}".encode()
 
 
-@given(st.lists(st.integers(0, 3 * MAX_LINE_BYTES // 2), max_size=4))
-def test_a_long_line_is_bounded_and_the_next_one_found(lengths: list[int]) -> None:
-    """A line without an end must not fill the memory, nor shift the numbers of those after it."""
-    import io
+WHOLE, OTHER = logged(1), logged(2, method="POST", body='{"time":"\\"}\n\x00', length="14")
+HALF = logged(3)[:200]
+TAIL = logged(4)[200:]
+TOO_MUCH = logged(5, body="x" * MAX_LINE_BYTES * 2)[:-2]
+HOLE = bytes(5000)
 
-    found = list(lines(io.BytesIO(b"".join(b"x" * length + b"\n" for length in lengths))))
-    assert [min(length, MAX_LINE_BYTES + 2) for length in lengths] == [len(line.removesuffix(b"\n")) for line in found]
+
+@pytest.mark.parametrize(
+    ("log", "taken", "not_taken"),
+    [
+        pytest.param(HALF + WHOLE, 1, [(1, "half")], id="a full disk, once"),
+        pytest.param(OTHER + b"\n" + HALF + HALF + WHOLE + b"\n", 2, [(2, "half"), (2, "half")], id="a full disk, twice"),
+        pytest.param(WHOLE + OTHER + b"\n", 2, [], id="only the newline did not fit"),
+        pytest.param(b"\n" + HALF + b"\n" + WHOLE + b"\n\n" + OTHER + b"\n", 2, [(2, "half")], id="a newline at both ends"),
+        pytest.param(OTHER[:-7] + WHOLE, 1, [(1, "half")], id="cut in an escape of six characters"),
+        pytest.param(OTHER[: OTHER.index(b"\\") + 1] + WHOLE, 1, [(1, "half")], id="cut in an escape of two"),
+        pytest.param(WHOLE[:9] + WHOLE, 1, [(1, "half")], id="cut where the first value begins"),
+        pytest.param(b"{" + WHOLE, 1, [(1, "half")], id="cut after one byte"),
+        pytest.param(b"{\n" + WHOLE, 1, [(1, "half")], id="cut after one byte, a line of its own"),
+        pytest.param(TOO_MUCH + WHOLE, 1, [(1, "too_long")], id="a half one without measure"),
+        pytest.param(TOO_MUCH + TOO_MUCH + WHOLE + OTHER, 2, [(1, "too_long"), (1, "too_long")], id="two without measure"),
+        pytest.param(TAIL + b"\n" + WHOLE + b"\n" + HALF, 1, [(1, "half"), (3, "half")], id="a log cut at both ends"),
+        pytest.param(WHOLE + TAIL + b"\n" + OTHER, 2, [(1, "half")], id="two cut logs as one"),
+        pytest.param(WHOLE + b"\n" + HOLE + OTHER + b"\n", 2, [(2, "hole")], id="a power cut between lines"),
+        pytest.param(HALF + HOLE + TAIL + b"\n" + WHOLE, 1, [(1, "half"), (1, "half")], id="a power cut within two lines"),
+        pytest.param(HALF + HOLE + WHOLE + HOLE, 1, [(1, "half"), (1, "hole")], id="a power cut within a line, and one after"),
+        pytest.param(HALF + bytes(3 * MAX_LINE_BYTES) + WHOLE, 1, [(1, "half")], id="a large hole after a half one"),
+        pytest.param(bytes(3 * MAX_LINE_BYTES) + b"\n" + WHOLE, 1, [(1, "hole")], id="a large hole"),
+        pytest.param(WHOLE + b"\r\n\r\n" + HALF + b"\r\n" + OTHER + b"\r\n", 2, [(3, "half")], id="line ends of Windows"),
+        pytest.param(HALF + b"\r" + WHOLE + b"\r", 1, [(1, "half")], id="line ends of an old Macintosh"),
+        pytest.param(b"\xef\xbb\xbf" + WHOLE, 1, [(1, "malformed")], id="an editor's mark at the beginning"),
+    ],
+)
+def test_a_whole_record_is_taken_whatever_is_beside_it(
+    tmp_path: Path, log: bytes, taken: int, not_taken: list[tuple[int, str]]
+) -> None:
+    """Its visitor was answered 200. What is left of another is counted as not taken, by its line."""
+    environment = clean_environment(BEACON_PROXY_SPOOL=f"sqlite:{tmp_path}/spool")
+    command = [sys.executable, "-m", "proxy", "ingest", "--dry-run", "--json", "-"]
+    done = subprocess.run(command, env=environment, input=log, capture_output=True, timeout=60)
+    found = report(done)
+    assert [(example["line"], example["why"]) for example in found["examples"]] == not_taken
+    assert (found["taken"], found["lines"], done.returncode) == (taken, taken + len(not_taken), 1 if not_taken else 0)
+
+
+def test_the_half_record_at_a_files_end_leaves_the_next_file_alone(serve: Serve, sandbox: SandboxProcess, tmp_path: Path) -> None:
+    """A log that was cut, and the one that followed it: together they would make a beacon that no visitor sent."""
+    proxy = serve()
+    (tmp_path / "lost.2").write_bytes(logged(1) + b"\n" + HALF)
+    (tmp_path / "lost.1").write_bytes(TAIL + b"\n" + logged(2))
+    done = ingest(proxy, "--json", str(tmp_path / "lost.2"), str(tmp_path / "lost.1"))
+    examples = [(Path(example["file"]).name, example["line"], example["why"]) for example in report(done)["examples"]]
+    assert examples == [("lost.2", 2, "half"), ("lost.1", 1, "half")]
+    assert {beacon["params"]["n"] for beacon in sandbox.wait(2)} == {"1", "2"}
+
+
+def test_from_line_goes_on_where_several_records_are_on_a_line(serve: Serve, sandbox: SandboxProcess, tmp_path: Path) -> None:
+    """The line that is named is taken in from its beginning; what had been taken of it counts once."""
+    proxy = serve(upstream="http://127.0.0.1:9", max_bytes="1MiB")
+    log = tmp_path / "lost.jsonl"
+    text = "x" * 6000
+    log.write_bytes(b"".join(logged(n, uri=f"/e?_n=Lost&n={n}&v={text}") + b"\n" * (n % 50 == 0) for n in range(1, 601)))
+    stopped = report(ingest(proxy, "--json", str(log)))["stopped"]
+    assert 1 < stopped["line"] < 12
+    proxy.stop()
+    serve(max_bytes="1GiB", port=proxy.port)
+    proxy.environment["BEACON_PROXY_MAX_BYTES"] = "1GiB"
+    rest = ingest(proxy, "--json", "--from-line", str(stopped["line"]), str(log))
+    assert (rest.returncode, report(rest)["taken"]) == (0, 600 - 50 * (stopped["line"] - 1))
+    wait_for(lambda: sandbox.report()["counted"] == 600, "each at the vendor, once")
+
+
+HOSTILE = st.lists(
+    st.sampled_from(['{"time":"', '"}', '{"', "\\", '"', "{", "}", "\0", "\n", "\r", "é", "\\u0022"]), max_size=8
+).map("".join)
+"""What a visitor may write into an address, a header or a body to pass for a record."""
+RECORD = st.builds(lambda uri, agent, body: logged(6, uri=uri, user_agent=agent, body=body), HOSTILE, HOSTILE, HOSTILE)
+
+
+def found_in(log: bytes, limit: int = MAX_LINE_BYTES) -> list[bytes]:
+    """The records of a log, whole or half, without blanks."""
+    return [record for _, raw in records(io.BytesIO(log), limit) if (record := raw.strip(b"\0\r\n"))]
+
+
+@given(RECORD)
+def test_no_value_can_look_like_the_beginning_of_a_record(record: bytes) -> None:
+    """Else a visitor could smuggle a beacon with another's address and time into the log."""
+    assert found_in(record) == [record]
+    assert record.count(START) == 1
+
+
+@given(RECORD, RECORD, st.data())
+def test_a_record_may_be_cut_anywhere_and_the_next_one_is_whole(cut: bytes, whole: bytes, data: st.DataObject) -> None:
+    """In the middle of an escape, of a name, of its first byte: a full disk does not ask."""
+    half = cut[: data.draw(st.integers(1, len(cut) - 1))]
+    assert found_in(half + whole) == [half, whole]
+    assert READER.read(half) is Unusable.HALF
+    assert READER.read(whole) is not Unusable.HALF
+
+
+@given(RECORD, RECORD, st.data())
+def test_a_record_whose_beginning_is_gone_is_never_taken(cut: bytes, whole: bytes, data: st.DataObject) -> None:
+    """A log that was cut at its front: the rest of a record could be read as another visitor's."""
+    rest = cut[data.draw(st.integers(1, len(cut) - 1)) :]
+    found = found_in(whole + rest + b"\n" + whole)
+    assert (found[0], b"".join(found[1:-1]), found[-1]) == (whole, rest, whole)
+    assert all(READER.read(part) in (Unusable.HALF, Unusable.MALFORMED) for part in found[1:-1])
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.one_of(
+                RECORD,
+                st.builds(lambda record, end: record[:end], RECORD, st.integers(len(START), 60)),
+                st.builds(lambda much: logged(8, body="x" * much)[:-2], st.integers(0, 6000)),
+            ),
+            st.sampled_from([b"", b"\n", b"\r\n", b"\n\n", bytes(9), bytes(5000)]),
+        ),
+        max_size=6,
+    ),
+    st.integers(0, 40),
+)
+def test_where_a_log_is_read_in_pieces_does_not_matter(log: list[tuple[bytes, bytes]], more: int) -> None:
+    """Beginnings, ends and holes lie across the pieces, too. Each record comes once, in order, by its line."""
+    limit = max([len(record) for record, _ in log if record.endswith(b'"}')], default=300) + more
+    text, expected, line = b"", [], 1
+    for record, between in log:
+        text += record + between
+        expected.append((line, record))
+        line += between.count(b"\n")
+    found = [(number, raw.strip(b"\0\r\n")) for number, raw in records(io.BytesIO(text), limit)]
+    found = [(number, record) for number, record in found if record]
+    assert [number for number, _ in found] == [number for number, _ in expected]
+    for (_, record), (_, meant) in zip(found, expected, strict=True):
+        assert record == meant if len(meant) <= limit else limit < len(record) <= 2 * limit + len(START)
+
+
+def test_a_half_record_of_any_length_has_a_whole_one_after_it() -> None:
+    """Wherever the piece that is read ends: before, in or after the beginning of the whole one."""
+    limit = len(WHOLE)
+    for length in range(len(START), 3 * limit):
+        half, whole = found_in(TOO_MUCH[:length] + WHOLE, limit)
+        assert whole == WHOLE
+        assert half == TOO_MUCH[:length] if length <= limit else len(half) > limit
+
+
+@given(st.binary(max_size=100) | st.lists(st.sampled_from([START, b'"}', b"\\", b'"', b"\0", b"\n", b"x"])).map(b"".join))
+@example(b"\0\n\0")
+def test_nothing_in_a_log_is_passed_over(log: bytes) -> None:
+    """Whatever it is, it is taken or reported, in its order; of a hole it is enough that it is one."""
+
+    def one_for_each_hole(text: bytes) -> bytes:
+        return re.sub(rb"\0+", b"\0", text)
+
+    found = b"".join(raw for _, raw in records(io.BytesIO(log), max(len(log), 1)))
+    assert one_for_each_hole(found) == one_for_each_hole(log)
+
+
+@pytest.mark.parametrize("fill", [b"x", b"\0", HALF], ids=["text", "a hole", "half records"])
+def test_a_line_without_an_end_does_not_fill_the_memory(fill: bytes) -> None:
+    """A disk's worth of anything."""
+    block = fill * (2**20 // len(fill))
+
+    class Endless(io.RawIOBase):
+        left = 32 * len(block)
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:
+            size = min(len(buffer), len(block), self.left)
+            buffer[:size] = block[:size]
+            self.left -= size
+            return size
+
+    tracemalloc.start()
+    try:
+        for _ in records(io.BufferedReader(Endless())):
+            pass
+        assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def collected(stamp: bytes, peer: str = "127.0.0.1", now_ms: int = THEN_MS) -> Hit:

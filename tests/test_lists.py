@@ -782,7 +782,7 @@ def test_nginx_takes_the_location_and_brings_every_address_to_the_collector(comm
             serve.wait()
             for path in ("/new-one/lark", "/old.one/finch"):
                 assert client.get(f"{path}?moss4=n").content.startswith(b"GIF89a")
-            wait_for(lambda: (tmp_path / "beacon-lost.jsonl").read_text().count("\n") == 2, "the lines")
+            wait_for(lambda: (tmp_path / "beacon-lost.jsonl").read_text().count('"}\n') == 2, "the lines")
     finally:
         kill_tree(serve.pid)
         serve.wait()

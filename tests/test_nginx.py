@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -132,8 +133,8 @@ class Nginx:
         return done.stdout.strip()
 
     def lost_lines(self) -> list[dict[str, Any]]:
-        """nginx writes a line just after the answer: wait for those that are expected."""
-        return [json.loads(line) for line in self.lost.read_bytes().decode("latin-1").splitlines()]
+        """The whole ones. nginx writes a line just after the answer: wait for those that are expected."""
+        return [json.loads(line) for line in self.lost.read_bytes().decode("latin-1").split("\n")[:-1] if line]
 
     def reload(self) -> None:
         """Returns when new workers, and the two processes of the cache, have taken over."""
@@ -321,6 +322,90 @@ def test_a_spool_that_refuses_is_a_case_for_the_log_too(serve: Serve, nginx: Cal
     logged = wait_for(lambda: len(found := front.lost_lines()) == 40 - proxy.status()["pending"] and found, "each in one place")
     assert 0 < len(logged) < 40
     assert all(len(line["body"]) == 60_002 for line in logged)
+
+
+@pytest.fixture
+def log_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)], capture_output=True).returncode:
+        pytest.skip("no right to mount a tmpfs here: run as root to test the full disk for real")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+BEFORE_THE_NEWLINE = {'\'\\n{"time"': '\'{"time"'}
+"""The format of earlier files: a record began where the one before it ended, in the middle of a line or not."""
+HOSTILE = '{"time":"2024-10-27T03:33:20+00:00","stamp":"1730000000.123 x"}\\'
+
+
+@pytest.mark.parametrize("older", [{}, BEFORE_THE_NEWLINE], ids=["now", "older"])
+def test_after_a_full_log_disk_every_whole_record_is_taken(
+    serve: Serve, sandbox: SandboxProcess, nginx: Callable[..., Nginx], tmp_path: Path, log_disk: Path, older: dict[str, str]
+) -> None:
+    """nginx writes half a record when the disk is full. The next one is a beacon that was answered 200, and is as good as any."""
+    lost = log_disk / "beacon-lost.jsonl"
+    ballast = log_disk / "ballast"
+    front = nginx(9, more={str(tmp_path / "nginx" / lost.name): str(lost), **older})  # no collector is there
+    sent = 0
+
+    def send() -> None:
+        nonlocal sent
+        sent += 1
+        # The number is the last thing in the record, which is whole if it is there.
+        answer = client.post(f"{front.url}/e?_n=n{sent}", content=f"pad={HOSTILE}{'x' * 900}&_p=p{sent}".encode())
+        assert answer.status_code == 200
+
+    def room() -> int:
+        return os.statvfs(log_disk).f_bavail
+
+    def half_written() -> bool:
+        before = lost.read_bytes()
+        send()  # nginx has written what it can of the one before when it answers this one
+        if before != lost.read_bytes() or room():
+            return False
+        if before.endswith(b'"}\n'):  # by chance the last one just fits
+            os.truncate(ballast, ballast.stat().st_size - 4096)
+            return False
+        return True
+
+    def goes_on() -> bool:
+        before = lost.stat().st_size
+        send()
+        return lost.stat().st_size > before
+
+    with front.client("127.0.0.17") as client:
+        client.headers["user-agent"] = HOSTILE
+        for _ in range(2):
+            with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as filling:
+                while room() > 4:
+                    filling.write(b"0" * 4096)
+            wait_for(half_written, "half a record")
+            ballast.unlink()
+            wait_for(goes_on, "room in the log")
+        send()
+    wait_for(lambda: f'_p=p{sent}"}}\n'.encode() in lost.read_bytes(), "the last line")
+    text = lost.read_bytes()
+    record = re.compile(rb'\{"time":"(?:[^{]|\{(?!"time":"))*&_p=p(\d+)"}')
+    between, whole = [], []
+    for number, part in enumerate(record.split(text)):
+        (whole if number % 2 else between).append(part)
+    halves = sum(max(part.count(b'{"time":"'), 1) for part in between if part.strip())
+    joined = sum(not part.endswith(b"\n") for part in between if part.strip())
+    assert halves >= 2
+    assert (joined >= 2) is bool(older)
+
+    proxy = serve(prefix="/x7")
+    done = subprocess.run(
+        [sys.executable, "-m", "proxy", "ingest", "--json", str(lost)], env=proxy.environment, capture_output=True, timeout=60
+    )
+    taken = json.loads(done.stdout)
+    assert (done.returncode, taken["taken"], taken["not_taken"]) == (1, len(whole), {"half": halves})
+    lines = text.split(b"\n")
+    assert not any(record.fullmatch(lines[example["line"] - 1]) for example in taken["examples"])
+    assert {beacon["params"]["_n"] for beacon in sandbox.wait(len(whole))} == {f"n{int(number)}" for number in whole}
+    assert sandbox.report()["duplicates"] == 0
 
 
 def test_pages_have_the_script_while_no_collector_answers(inside: Inside, nginx: Callable[..., Nginx]) -> None:

@@ -1,17 +1,18 @@
 """`ingest`: beacons that the web server kept in a log while no collector answered, taken in as if they came in then.
 
-A line is one request, JSON, as nginx's `log_format beacon_lost` writes it (deploy/nginx/beacon-http.conf). It goes the way of any
-request: the same rule decides what is dropped, the same spool takes it. Time and a new visitor's identity come from the line's
-stamp, so a line taken in twice, or stored by a collector whose answer got lost, is the same beacon to the byte, and counts once.
+A record is one request, JSON, as nginx's `log_format beacon_lost` writes it (deploy/nginx/beacon-http.conf). `fallback_log` finds
+the records in a log. Each goes the way of any request: the same rule decides what is dropped, the same spool takes it. Time and a
+new visitor's identity come from the record's stamp, so one that is taken in twice, or was stored by a collector whose answer got
+lost, is the same beacon to the byte, and counts once.
 
-No visitor's data is printed: lines are named by their number.
+No visitor's data is printed: records are named by the number of their line.
 """
 
 import asyncio
 import os
 import pwd
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +22,7 @@ from urllib.parse import unquote
 import msgspec
 from msgspec.structs import replace
 
+from proxy.cli.fallback_log import HOLE, MAX_LINE_BYTES, is_half, records
 from proxy.cli.plain import plain
 from proxy.collector.batch import collect_batch
 from proxy.collector.collect import Collected, Collector
@@ -32,8 +34,6 @@ from proxy.settings import Settings
 from proxy.spool import begun, open_intake
 from proxy.spool.port import Intake, SpoolConfig, SpoolError, SpoolRefused
 
-MAX_LINE_BYTES = 512 * 1024
-"""The largest beacon a collector takes, each of its bytes escaped (\\u00XX), and its headers."""
 TOGETHER = 256
 """Beacons that are given to the spool at once: they share a commit."""
 EXAMPLES = 5
@@ -60,7 +60,7 @@ COOKIE = "cookie_"
 
 
 class Unusable(StrEnum):
-    """Why a line is not taken, with what was expected instead."""
+    """Why a record is not taken, with what was expected instead."""
 
     expected: str
 
@@ -70,7 +70,9 @@ class Unusable(StrEnum):
         member.expected = expected
         return member
 
-    TOO_LONG = "too_long", f"a line of at most {MAX_LINE_BYTES:,} bytes"
+    TOO_LONG = "too_long", f"a record of at most {MAX_LINE_BYTES:,} bytes"
+    HALF = "half", 'a whole record, from {"time":" to "} (was the disk full, or the log cut?); another one on that line is taken'
+    HOLE = "hole", "no NUL bytes (a power cut leaves them where the disk had not got the text yet)"
     MALFORMED = "malformed", "a JSON object of strings, as log_format beacon_lost writes it"
     NO_BEACON = "no_beacon", "GET or POST to a beacon's path (is the setting prefix that of nginx's location?)"
     NO_STAMP = "no_stamp", 'a field "stamp" with time and number ($beacon_stamp)'
@@ -79,7 +81,7 @@ class Unusable(StrEnum):
 
 
 class Request(NamedTuple):
-    """A line understood: what Collector.collect asks for."""
+    """A record understood: what Collector.collect asks for."""
 
     kind: str
     query: bytes
@@ -100,6 +102,7 @@ class Report(msgspec.Struct):
 
     dry_run: bool
     lines: int = 0
+    """Records, whole or half. Each has a line of its own, unless a half one joined the next."""
     taken: int = 0
     dropped: dict[str, int] = {}
     not_taken: dict[str, int] = {}
@@ -109,7 +112,7 @@ class Report(msgspec.Struct):
 
 
 class LineReader:
-    """The rule for a line under one configuration. Pure; any bytes end as a Request or as Unusable."""
+    """The rule for a record under one configuration. Pure; any bytes end as a Request or as Unusable."""
 
     def __init__(self, paths: Mapping[str, str], cookie_tests: Iterable[str]) -> None:
         """`cookie_tests`: the cookies that decide about consent, as settings name them (NAME or NAME=VALUE)."""
@@ -117,14 +120,17 @@ class LineReader:
         self._needed = {COOKIE + test.partition("=")[0] for test in cookie_tests if test}
 
     def read(self, raw: bytes) -> Request | Unusable:
-        """`raw` without its line end."""
+        """`raw`: one of fallback_log.records(), without its line end."""
+        if raw.startswith(HOLE):
+            return Unusable.HOLE
+        raw = raw.rstrip(HOLE)
         if len(raw) > MAX_LINE_BYTES:
             return Unusable.TOO_LONG
         try:
             # nginx writes a header's bytes as they came, be they UTF-8 or not. As latin-1 each stays itself.
             fields = msgspec.json.decode(raw.decode("latin-1").encode("utf-8"), type=dict[str, str])
         except (msgspec.DecodeError, RecursionError):
-            return Unusable.MALFORMED
+            return Unusable.HALF if is_half(raw) else Unusable.MALFORMED
         kept = {name: _bytes(value) for name, value in fields.items()}
         target = kept.get("uri", b"")
         _, target, _ = escape_target(b"GET %s HTTP/1.1" % target).split(b" ", 2)
@@ -174,8 +180,8 @@ class Ingestion:
     def close(self) -> None:
         self._runner.close()
 
-    def line(self, place: Place, raw: bytes) -> bool:
-        """Take one line in; False when the spool refused and it is no use to go on."""
+    def record(self, place: Place, raw: bytes) -> bool:
+        """Take one record in; False when the spool refused and it is no use to go on."""
         raw = raw.strip()
         if not raw:
             return True
@@ -255,19 +261,11 @@ def _all_lines(ingestion: Ingestion, streams: list[tuple[str, BinaryIO]], from_l
         for file, stream in streams:
             size = os.fstat(stream.fileno()).st_size if file != "-" else None
             task = bar.add_task("from standard input" if file == "-" else Path(file).name, total=size)
-            for number, raw in enumerate(lines(stream), start=1):
-                if number >= from_line and not ingestion.line(Place(file, number), raw):
+            for number, raw in records(stream):
+                if number >= from_line and not ingestion.record(Place(file, number), raw):
                     return
                 bar.advance(task, len(raw))
         ingestion.flush()
-
-
-def lines(stream: BinaryIO) -> Iterator[bytes]:
-    """A file's lines; of one that is too long no more is kept than shows that it is."""
-    while line := stream.readline(MAX_LINE_BYTES + 2):
-        yield line
-        while not line.endswith(b"\n") and len(line) == MAX_LINE_BYTES + 2:
-            line = stream.readline(MAX_LINE_BYTES + 2)
 
 
 def _spool(settings: Settings) -> SpoolConfig:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from proxy.cli.cluster import Missing
 from proxy.cli.cluster.part import Part
+from proxy.cli.fallback_log import START
 from proxy.paste.nginx import source
 
 PREFIX = "/x7"
@@ -71,4 +72,5 @@ class Front(Part):
         return self._pid.exists()
 
     def kept_lines(self) -> int:
-        return self.kept.read_bytes().count(b"\n") if self.kept.exists() else 0
+        """Records, which may have newlines at both ends."""
+        return self.kept.read_bytes().count(START) if self.kept.exists() else 0
