@@ -73,6 +73,8 @@ class LaneMachine(RuleBasedStateMachine):
     def append(self, n: int, size: int) -> None:
         """Ready means taken, not ready means refused: there is nothing between."""
         unready = why_unready(self.spool, MAX_BYTES)
+        if "no collector" in unready and self.is_here and not self.locked:
+            unready = ""  # a lane that was lost is taken again by the next beacon, or by itself a moment later
         batch = []
         for _ in range(n):
             self.number += 1
@@ -205,6 +207,6 @@ def test_whatever_happens_to_the_disk_in_whatever_order_the_promise_holds(
         machine = type("Machine", (LaneMachine,), {"disk": disk, "clock": clock})
         run_state_machine_as_test(  # type: ignore[no-untyped-call]
             machine,
-            settings=settings(max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)),
+            settings=settings(max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)),
         )
     assert subprocess.run(["mountpoint", "-q", str(disk)]).returncode

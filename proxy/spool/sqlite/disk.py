@@ -170,11 +170,12 @@ class Disk:
         needed = -(-2 * self.reserve_bytes() // 1024**2)
         return f"the disk under {self.directory} is full and the reserve used up: free {needed} MiB there (delete other files)"
 
-    def make_room(self, db: Connection, more_bytes: int) -> None:
-        """Let the lane's file have the blocks for `more_bytes` beyond its pages: a checkpoint then needs none that others could
-        take first. Raises apsw.Error."""
-        pages: int = db.pragma("page_count")
-        database.control(db, apsw.SQLITE_FCNTL_SIZE_HINT, pages * database.PAGE_BYTES + more_bytes)
+    def make_room(self, db: Connection, lane: Sizes, more_bytes: int) -> None:
+        """Let the lane's file have the blocks for `more_bytes` more: a checkpoint then needs none that others could take first.
+        Raises apsw.Error."""
+        if (behind := more_bytes - lane.emptied) > lane.ahead:
+            size = lane.held + lane.emptied + behind
+            database.control(db, apsw.SQLITE_FCNTL_SIZE_HINT, size)
 
 
 def in_pieces(items: Sequence[T], write: Callable[[Sequence[T]], int], is_full: Callable[[BaseException], bool]) -> int:

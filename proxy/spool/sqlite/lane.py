@@ -255,16 +255,16 @@ class Lane:
         """Grant a part of the room there is, since others take of it too. It costs as much as some ten rows."""
         self._looked, self._granted = now, 0
         self._disk.keep_reserve(resize=True)
-        room = self._disk.look(file.sizes(db, self.path))
-        held = self._is_log_held()
+        room = self._disk.look(sizes := file.sizes(db, self.path))
         if room.reason:
             file.shorten_log(db, self.path, self._disk)  # no visitor waits for it: all are refused
-            room = self._disk.look(file.sizes(db, self.path))
+            room = self._disk.look(sizes := file.sizes(db, self.path))
+        held = self._is_log_held()
         if room.reason:
             raise SpoolRefused(f"{holders.reason(self.path, self._log_held_since)}; {room.reason}" if held else room.reason)
         granted = min(GRANT_BYTES, room.margin // (4 * len(file.lane_files(self._directory))))
-        self._disk.make_room(db, max(cost, granted) + self._disk.chunk_bytes())
         self._granted = max(cost, granted)
+        self._disk.make_room(db, sizes, self._granted + self._disk.chunk_bytes())
 
     def _is_log_held(self) -> bool:
         """Whether the log is far larger than it gets by itself: a reader that stays keeps it from being written anew."""
