@@ -34,10 +34,11 @@ class PageFile:
         """The same behind the first damage, which SQLite does not read; 0 for a page that only damaged frames have."""
         self.log_cut = False
         """Whether the log is damaged."""
-        self._in_file = self._file.size // PAGE
+        self._in_file = last = self._file.size // PAGE
         if self._log.size:
-            self._read_log()
-        self._beyond = sorted(number for number in self._newest if number > self._in_file)
+            last = self._read_log() or last
+        self._in_file = min(self._in_file, last)
+        self._beyond = sorted(number for number in self._newest if self._in_file < number <= last)
         self.count = self._in_file + len(self._beyond)
 
     def close(self) -> None:
@@ -60,9 +61,12 @@ class PageFile:
             raise ValueError("only a damaged frame has this page")
         return self._log.read(offset, PAGE)
 
-    def _read_log(self) -> None:
-        """Note which page is where in the log ("WAL File Format"). A frame's checksum starts from that of the frame before."""
-        salts = b""
+    def _read_log(self) -> int:
+        """Note which page is where in the log ("WAL File Format"); how many pages count, 0 if it does not say.
+
+        A frame's checksum starts from that of the frame before.
+        """
+        salts, last = b"", 0
         try:
             head = self._log.read(0, 32)
             magic, _, size = struct.unpack_from(">3I", head)
@@ -85,14 +89,14 @@ class PageFile:
             number, pages = struct.unpack_from(">2I", frame)  # how many there are from now on, where a transaction ends
             changed[number] = at + 24 if sound else changed.get(number, 0)
             if pages and sound:
-                self._in_file = self._in_file if cut else min(self._in_file, pages)
-                for number, offset in changed.items():
-                    if cut:
-                        self.late[number] = offset or self.late.get(number, 0)
-                    else:
-                        self._newest[number] = offset
-                self.log_cut |= cut
+                if cut:
+                    self.log_cut = True
+                    self.late.update({number: offset or self.late.get(number, 0) for number, offset in changed.items()})
+                else:
+                    last = pages
+                    self._newest.update(changed)
                 changed.clear()
+        return last
 
 
 class _File:

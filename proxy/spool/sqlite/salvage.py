@@ -137,7 +137,7 @@ class Salvage:
                 is_index = page[0] in (LEAF_INDEX, INNER_INDEX)
                 if number not in self._used and depth <= MAX_DEPTH and is_index == (table == "ledger"):
                     children = list(pages.children(page, low, high))
-                    fits = bool(children) or not pages.pointers(page)
+                    fits = bool(children) or (number == root and not pages.pointers(page))  # no other page is empty
                     rows = self._read(number, page)
             except DAMAGE:
                 pass
