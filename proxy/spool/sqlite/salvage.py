@@ -136,8 +136,9 @@ class Salvage:
                 page = self._file.read(number)
                 is_index = page[0] in (LEAF_INDEX, INNER_INDEX)
                 if number not in self._used and depth <= MAX_DEPTH and is_index == (table == "ledger"):
+                    empty = not pages.pointers(page)
                     children = list(pages.children(page, low, high))
-                    fits = bool(children) or (number == root and not pages.pointers(page))  # no other page is empty
+                    fits = bool(children) or (empty and number == root)
                     rows = self._read(number, page)
             except DAMAGE:
                 pass
