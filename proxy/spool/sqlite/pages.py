@@ -70,7 +70,7 @@ class PageFile:
         try:
             head = self._log.read(0, 32)
             magic, _, size = struct.unpack_from(">3I", head)
-            order, seed = ">" if magic & 1 else "<", head[24:32]
+            order, seed = ">" if magic == 0x377F0683 else "<", head[24:32]
             cut = magic | 1 != 0x377F0683 or size != PAGE or _checksum(order, head[:24], bytes(8)) != seed
             salts = self._log.read(40, 8) if cut else head[16:24]
         except DAMAGE:

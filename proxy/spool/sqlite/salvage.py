@@ -218,7 +218,7 @@ class Salvage:
         following = pages.uint32(page, at + local) if rest else 0
         while rest > 0:
             self._overflow_reads_left -= 1
-            taken = following in overflow or following in self._free or (following in self._used and not late)
+            taken = following in self._free or (following in self._used and not late)
             if taken or self._overflow_reads_left < 0:
                 raise ValueError("not this row's page")
             content = self._file.read(following, late)
@@ -229,7 +229,7 @@ class Salvage:
             following, rest = pages.uint32(content, 0), rest - (PAGE - 4)
         payload = b"".join(parts)
         if following or len(payload) != size:
-            raise ValueError("longer or shorter than it says")
+            raise ValueError("longer or shorter than it says, or a loop")
         return payload, overflow
 
     def _read_free(self) -> bool:
