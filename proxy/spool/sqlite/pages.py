@@ -31,7 +31,7 @@ class PageFile:
         self._newest: dict[int, int] = {}
         """Of each page in the log, where its newest content begins."""
         self.late: dict[int, int] = {}
-        """The same behind the first damage, which SQLite does not read; 0 for a page that only damaged frames have."""
+        """The same behind the first damage, which SQLite does not read; 0 for a page whose newest frame is damaged."""
         self.log_cut = False
         """Whether the log is damaged."""
         self._in_file = last = self._file.size // PAGE
@@ -58,7 +58,7 @@ class PageFile:
         if offset is None:
             return self._file.read((number - 1) * PAGE, PAGE)
         if not offset:
-            raise ValueError("only a damaged frame has this page")
+            raise ValueError("the newest frame of this page is damaged")
         return self._log.read(offset, PAGE)
 
     def _read_log(self) -> int:
@@ -91,7 +91,7 @@ class PageFile:
             if pages and sound:
                 if cut:
                     self.log_cut = True
-                    self.late.update({number: offset or self.late.get(number, 0) for number, offset in changed.items()})
+                    self.late.update(changed)
                 else:
                     last = pages
                     self._newest.update(changed)

@@ -10,7 +10,8 @@ Twice: a row comes once per table and id. A hit may come from two tables under o
 Doubtful rows may have been deleted before, that is, delivered. So may any row if a log with content is missing altogether.
 Not at all: a row on a damaged page, or one that continues there. Page 1, and pages with no rows of their own, lose none.
 Wrong: pages have no checksum outside the log. A hit whose own text was changed on the disk, and that can still be decoded, cannot
-be told from a true one; `Row.pages` says where it was read. Memory: some bytes for each page and row, never their content.
+be told from a true one; `Row.pages` says where it was read. Nor can a doubtful hit longer than a page whose end was overwritten.
+Memory: some bytes for each page and row, never their content.
 """
 
 from bisect import bisect_left
@@ -166,7 +167,7 @@ class Salvage:
         except DAMAGE:
             self.damaged += sound and self._bad.add(number)
             return
-        for row in self._read(number, page, late):
+        for row in self._read(number, page, late, orphan=not late):
             in_hole = any(self._in_hole(table, row.id) for table in ROOTS if row.table in (table, ""))
             if not (in_hole or sound or late):
                 self.skipped += 1
@@ -185,7 +186,7 @@ class Salvage:
         before = bisect_left(lows, id) - 1
         return before >= 0 and id <= highs[before]
 
-    def _read(self, number: int, page: bytes, late: bool = False, start: int = 0) -> Iterator[Row]:
+    def _read(self, number: int, page: bytes, late: bool = False, orphan: bool = False, start: int = 0) -> Iterator[Row]:
         """The rows on a page, whatever their table; without a table, those that cannot be read."""
         kind = page[start]
         for at in pages.pointers(page, start) if kind in pages.MOST_LOCAL else ():
@@ -195,7 +196,7 @@ class Salvage:
                 if kind == LEAF_TABLE:
                     id, at = pages.varint(page, at)
                     id = pages.signed(id)
-                payload, overflow = self._payload(page, at, size, pages.local_size(kind, size), late)
+                payload, overflow = self._payload(page, at, size, pages.local_size(kind, size), late, orphan)
                 values = pages.record(payload)
                 table = SHAPES.get(tuple(map(type, values)))
                 if table is None or (table == "schema") != (start > 0) or (table == "ledger") != (kind != LEAF_TABLE):
@@ -210,7 +211,7 @@ class Salvage:
                 row = Row("", id, (), (number,))
             yield row
 
-    def _payload(self, page: bytes, at: int, size: int, local: int, late: bool) -> tuple[bytes, list[int]]:
+    def _payload(self, page: bytes, at: int, size: int, local: int, late: bool, orphan: bool) -> tuple[bytes, list[int]]:
         """A row's bytes, and the pages on which it continues."""
         if size > MAX_PAYLOAD:
             raise ValueError("too large")
@@ -218,12 +219,11 @@ class Salvage:
         following = pages.uint32(page, at + local) if rest else 0
         while rest > 0:
             self._overflow_reads_left -= 1
-            taken = following in self._free or (following in self._used and not late)
-            if taken or self._overflow_reads_left < 0:
-                raise ValueError("not this row's page")
+            if self._overflow_reads_left < 0:
+                raise ValueError("a file made to take for ever")
+            if not late and (following in self._file.late or (orphan and following in self._used)):
+                raise ValueError("another row's page by now, so this one was deleted")
             content = self._file.read(following, late)
-            if not late and following in self._file.late and self._file.read(following, late=True) != content:
-                raise ValueError("written again in the damaged part of the log: by then the row was gone")
             overflow.append(following)
             parts.append(content[4 : 4 + rest])
             following, rest = pages.uint32(content, 0), rest - (PAGE - 4)
