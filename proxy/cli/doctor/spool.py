@@ -4,7 +4,6 @@ whether there is room. Before it the servers, where the spool is theirs.
 
 import os
 import pwd
-import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from proxy.cli.doctor.installation import Installation
 from proxy.cli.options import Runs
 from proxy.spool import fallback_pending, spool_bytes
 from proxy.spool.port import SpoolConfig, beacons_wait
+from proxy.spool.sqlite.disk import mounted
 
 NETWORK = frozenset(
     (
@@ -101,12 +101,7 @@ def rights(place: Path) -> Finding:
 
 def file_system(place: Path, mounts: str) -> Finding:
     """`mounts` is /proc/self/mountinfo (proc(5))."""
-    best, kind = "", "unknown"
-    for line in mounts.splitlines():
-        fields, _, rest = line.partition(" - ")
-        at = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields.split(" ")[4])
-        if len(at) >= len(best) and (at == "/" or f"{place}/".startswith(f"{at}/")):
-            best, kind = at, rest.split(" ")[0]
+    best, kind = mounted(place, mounts)
     if kind in NETWORK or (kind.startswith("fuse.") and kind != "fuse.fuse-overlayfs"):
         return wrong(
             f"it lies on a network file system ({kind}, mounted at {best}): SQLite's locks and fsync cannot be relied on there",

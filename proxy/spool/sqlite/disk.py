@@ -8,7 +8,9 @@ which is given up last. Collectors refuse while less than three times the reserv
 
 import contextlib
 import errno
+import functools
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -28,6 +30,9 @@ LEAST_LOG_BYTES = 64 * 1024
 CHUNK_BYTES, LEAST_CHUNK_BYTES = 1024**2, 64 * 1024
 """A lane's file grows by so much at a time."""
 CHECKPOINT_WAIT_S = 0.1
+HEADROOM_BYTES = 4 * 1024**2
+"""Where the quota cannot be seen, collectors refuse when so much could not be written any more."""
+MOUNTS = Path("/proc/self/mountinfo")
 NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT))
 
 
@@ -51,12 +56,32 @@ class Room(NamedTuple):
     """Why none; "" if there is room."""
 
 
+def mounted(place: Path, mounts: str) -> tuple[str, str]:
+    """Where the file system of an absolute path is mounted, and its kind. `mounts` is /proc/self/mountinfo (proc(5))."""
+    best, kind = "", "unknown"
+    for line in mounts.splitlines():
+        fields, _, rest = line.partition(" - ")
+        at = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields.split(" ")[4])
+        if len(at) >= len(best) and (at == "/" or f"{place}/".startswith(f"{at}/")):
+            best, kind = at, rest.split(" ")[0]
+    return best, kind
+
+
 class Disk:
     """One spool directory's. Looks and numbers are fresh at each call; there is no state."""
 
     def __init__(self, directory: Path, max_bytes: int = 10 * 1024**3) -> None:
         self.directory = directory
         self.max_bytes = max_bytes
+
+    @functools.cached_property
+    def hides_quota(self) -> bool:
+        """Whether a quota may be used up while the file system says that there is room, and whoever then touches SQLite's shared
+        memory is killed (SIGBUS): so it is on btrfs, where each page is written to a new place. Room is tried out there."""
+        try:
+            return mounted(self.directory.resolve(), MOUNTS.read_text("utf-8", "replace"))[1] == "btrfs"
+        except OSError:
+            return False
 
     def reserve_bytes(self) -> int:
         """The size of the reserve. Raises OSError."""
@@ -90,8 +115,8 @@ class Disk:
         free = self.free_bytes() + lane.emptied - 3 * self.reserve_bytes()
         if not (self.directory / RESERVE).exists():
             return Room(min(free, 0), self.stuck_reason())
-        if free <= 0:
-            return Room(free, f"the disk under {self.directory} is full")
+        if free <= 0 or (self.hides_quota and self.is_exhausted(HEADROOM_BYTES)):
+            return Room(min(free, 0), f"the disk under {self.directory} is full")
         used = self.used_bytes()
         below_limit = self.max_bytes - (used - lane.emptied - lane.ahead)
         if below_limit <= 0:
@@ -126,7 +151,7 @@ class Disk:
         with contextlib.suppress(FileNotFoundError):
             if reserve.stat().st_size == size or not resize:
                 return
-        if self.free_bytes() < 2 * size:
+        if self.free_bytes() < 2 * size or (self.hides_quota and self.is_exhausted(2 * size)):
             return
         unfinished = self.directory / f"{RESERVE}.{os.getpid()}"
         try:
@@ -135,6 +160,11 @@ class Disk:
             unfinished.rename(reserve)
         except OSError:
             unfinished.unlink(missing_ok=True)
+
+    def foresee(self) -> None:
+        """Where a used-up quota kills: give the reserve up before it comes to that. For the forwarder, each second."""
+        if self.hides_quota and self.is_exhausted(HEADROOM_BYTES // 4):
+            self.give_up_reserve()
 
     def give_up_reserve(self) -> bool:
         """Give the reserve up for settlements. False if it was given up before."""
