@@ -17,6 +17,7 @@ from in_thread import InThread
 
 from tests.chaos import disk, laboratory
 from tests.chaos.__main__ import broken
+from tests.chaos.disk import Event
 from tests.chaos.laboratory import Upstream
 from tests.chaos.volume import CannotMount
 
@@ -24,7 +25,18 @@ Serve = Callable[..., ProxyProcess]
 Inside = Callable[..., InThread]
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk to be filled")
 SEED = 50
-"""Of a short schedule with something of everything in it."""
+FULL = [
+    Event(0.5, "read", 7, 0.0),
+    Event(0.5, "read", 7, 0.99),
+    Event(1.0, "closed"),
+    Event(2.0, "fill", 2, 0.5),
+    Event(2.5, "delete"),
+    Event(3.0, "tree"),
+    Event(6.0, "ok"),
+    Event(7.0, "fill", 2, 0.5),
+    Event(8.0, "forwarder"),
+]
+"""The vendor comes back while readers hold the lanes, so that nothing goes from their logs into the lanes."""
 
 
 def run(experiment: Any, place: Path, **options: Any) -> dict[str, Any]:
@@ -53,10 +65,9 @@ def test_a_schedule_of_faults_loses_no_answered_beacon(tmp_path: Path) -> None:
 
 @ROOT
 def test_a_full_disk_loses_no_answered_beacon_and_service_comes_back_with_the_room(tmp_path: Path) -> None:
-    """Full to the last block, a kill of everything and one of the forwarder on it, a reader, the vendor away. (How soon is the
-    long run's to judge.)"""
+    """Full to the last block, by a filler and by the spool itself, with kills on it. (How soon is the long run's to judge.)"""
     try:
-        found = run(disk.disk, tmp_path, minutes=0.2, rate=300.0, seed=SEED, drain_s=30.0)
+        found = run(disk.disk, tmp_path, minutes=0.15, rate=400.0, events=FULL, size_mib=16, drain_s=30.0)
     except CannotMount as error:
         pytest.skip(str(error))
     assert found["disk_full"] >= 1

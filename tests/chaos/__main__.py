@@ -69,7 +69,9 @@ def main() -> int:
         default="",
         help="of disk: on a loop device, or in memory (default: ext4 if it can be had)",
     )
-    parser.add_argument("--no-fillers", action="store_true", help="of disk: all but the full disk, to try the experiment itself")
+    parser.add_argument(
+        "--no-fillers", action="store_true", help="of disk: all but what fills the disk; tries the experiment itself"
+    )
     parser.add_argument("--place", type=Path, metavar="DIRECTORY", help="work there, and leave spools and logs behind")
     asked = parser.parse_args()
     options: dict[str, dict[str, Any]] = {

@@ -7,6 +7,7 @@ vendor comes and goes. All this is drawn from a seed beforehand, so a run can be
 import asyncio
 import bisect
 import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -16,14 +17,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.chaos.driver import Driver
 from tests.chaos.laboratory import MIB, Found, Progress, Upstream, child_of, faulty_vendor, settled, verdict
-from tests.chaos.volume import mounted
+from tests.chaos.volume import SIZE_MIB, mounted
 from tests.conftest import ProxyProcess, free_port
 
 POLL_S = 0.02
@@ -35,15 +35,20 @@ SHARE_OF_ROOM = 0.25
 """Of the file system, free: so much is room again, even while a reader still holds a lane's log."""
 CALM_S = (RECOVER_S + 1, 3 * RECOVER_S)
 """Between two fillings: long enough to see a recovery that comes too late."""
+LONG_S = (30, 75)
+"""How long a reader may hold a lane, at its worst."""
+HARMLESS_S = 3.0
 BALLAST_BYTES = 4 * MIB
 """At most, of the file that is deleted while the filler is at work."""
 START_TRIES = 6
 DRAIN_S = 120.0
+MORE = "&Page=" + "a-page-of-the-shop/" * 24
+"""Makes beacons as large as those of pages are."""
 BALLAST = "ballast"
 VICTIMS = ("tree", "collector", "forwarder")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Event:
     """What happens, how many seconds after the beginning, for how many seconds, and which of several (from 0 to 1)."""
 
@@ -54,29 +59,59 @@ class Event:
 
 
 def schedule(seed: int, seconds: float, fillers: bool = True) -> list[Event]:
-    """All that happens, in order: the same for the same arguments. Without fillers: the rest of it."""
+    """All that happens, in order: the same for the same arguments.
+
+    Without fillers: the rest of it, and no reader for so long that the logs fill the disk.
+    """
     draw = random.Random(seed)
     events: list[Event] = []
     at = draw.uniform(1, 3)
     while seconds - at > 1:
-        full_s = min(draw.uniform(8, 30) if draw.random() < 0.2 else draw.uniform(1, 8), seconds - at)
-        events.append(Event(at, "fill", full_s, draw.random()))
+        make = _filling if draw.random() < 0.75 or seconds - at < LONG_S[0] else _growing_log
+        length_s = make(draw, events, at, seconds - at)
+        at += length_s + draw.uniform(*CALM_S)
+    if not fillers:
+        kept = (event for event in events if event.what not in ("fill", "delete"))
+        events = [dataclasses.replace(event, for_s=min(event.for_s, HARMLESS_S)) for event in kept]
+    return sorted(events, key=lambda event: event.at_s)
+
+
+def _filling(draw: random.Random, events: list[Event], at: float, most_s: float) -> float:
+    """The disk is full for some seconds, and things happen on it; their number."""
+    length_s = min(draw.uniform(8, 30) if draw.random() < 0.2 else draw.uniform(1, 8), most_s)
+
+    def some(*whats: str) -> None:
         for _ in range(draw.choice((0, 1, 1, 2, 3))):
-            events.append(Event(at + draw.uniform(0.3, full_s), draw.choice((*VICTIMS, "restart")), share=draw.random()))
-        for _ in range(draw.choice((0, 1, 1, 2))):
-            events.append(Event(at + draw.uniform(0.3, full_s), "delete", share=draw.random()))
-        for _ in range(draw.choice((0, 1, 1, 2))):
-            read_s = draw.uniform(15, 60) if draw.random() < 0.25 else draw.uniform(0.5, 8)
-            read_at = max(0.0, at + draw.uniform(-3, full_s))
-            events.append(Event(read_at, "read", min(read_s, seconds - read_at), draw.random()))
-        at += full_s + draw.uniform(*CALM_S)
-    at = draw.uniform(0, 10)
-    while at < seconds:
-        away_s = draw.uniform(10, 25) if draw.random() < 0.2 else draw.uniform(0.5, 8)
-        events += [Event(at, "closed"), Event(min(at + away_s, seconds), "ok")]
-        at += away_s + draw.uniform(2, 20)
-    wanted = [event for event in events if fillers or event.what not in ("fill", "delete")]
-    return sorted(wanted, key=lambda event: event.at_s)
+            events.append(Event(at + draw.uniform(0, length_s), draw.choice(whats), share=draw.random()))
+
+    events.append(Event(at, "fill", length_s, draw.random()))
+    some(*VICTIMS, "restart")
+    some("delete")
+    for _ in range(draw.choice((0, 1, 1, 2))):
+        begin = draw.uniform(0, length_s)
+        events.append(Event(at + begin, "read", min(draw.uniform(0.5, 15), most_s - begin), draw.random()))
+    away_s = draw.uniform(0, length_s)
+    _away(events, at + away_s, at + min(away_s + draw.uniform(0.5, 8), most_s))
+    return length_s
+
+
+def _growing_log(draw: random.Random, events: list[Event], at: float, most_s: float) -> float:
+    """A reader on each lane for long: their logs can grow until they themselves fill the disk, the vendor's absence with them,
+    and afterwards there must be room to bring them into the lanes. The number of seconds."""
+    length_s = min(draw.uniform(*LONG_S), most_s)
+    events += [Event(at, "read", length_s, share) for share in (0.0, 0.99)]
+    away_s = draw.uniform(0, 5)
+    _away(events, at + away_s, at + draw.uniform(0.4, 0.9) * length_s)
+    if draw.random() < 0.5:
+        begin = draw.uniform(0.5, 0.9) * length_s
+        events.append(Event(at + begin, "fill", draw.uniform(1, length_s - begin), draw.random()))
+    for _ in range(draw.choice((0, 1, 2))):
+        events.append(Event(at + draw.uniform(0, length_s), draw.choice((*VICTIMS, "restart")), share=draw.random()))
+    return length_s
+
+
+def _away(events: list[Event], at: float, until: float) -> None:
+    events += [Event(at, "closed"), Event(until, "ok")]
 
 
 def recoveries(back: Sequence[float], gone: Sequence[float], answered_at: Sequence[float], end: float) -> list[float]:
@@ -225,7 +260,7 @@ class Watch:
         self._disk, self._spool, self._programs, self._service = disk, spool, programs, service
         self._driver, self._upstream = driver, upstream
         self.vendor_well = True
-        self.times_full = 0
+        self.times_full = 0  # each time after there had been room
         self.full_s = self.longest_stall_s = 0.0
         self.most_bytes = 0
         self.gone: list[float] = []
@@ -237,11 +272,14 @@ class Watch:
         """Whether not one block is free."""
         return os.statvfs(self._disk).f_bavail == 0
 
+    def little(self) -> bool:
+        """Whether less is free than what is called room."""
+        found = os.statvfs(self._disk)
+        return found.f_bavail < SHARE_OF_ROOM * found.f_blocks
+
     def short(self) -> bool:
         """Whether there is a reason to refuse beacons."""
-        found = os.statvfs(self._disk)
-        little = found.f_bavail < SHARE_OF_ROOM * found.f_blocks
-        return not self._service.up or self._programs.filling() or (little and self._programs.reading())
+        return not self._service.up or self._programs.filling() or (self._programs.reading() and self.little())
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -251,7 +289,7 @@ class Watch:
             now, full, short = time.monotonic(), self.full(), self.short()
             if short != (len(self.gone) > len(self.back)):
                 (self.gone if short else self.back).append(now)
-            if not short:
+            if not short and not self.little():
                 self._had_room = True
             if full:
                 self.times_full += self._had_room
@@ -321,10 +359,15 @@ async def disk(
     file_system: str = "",
     fillers: bool = True,
     drain_s: float = DRAIN_S,
+    size_mib: int = SIZE_MIB,
+    events: Sequence[Event] | None = None,
 ) -> Found:
-    """A schedule of full disks; at its end there is room, the vendor is well, and all must drain. Raises CannotMount."""
+    """A schedule of full disks, that of the seed or a given one; then there is room, the vendor is well, and all must drain.
+
+    Raises CannotMount.
+    """
     seed = random.SystemRandom().getrandbits(32) if seed is None else seed
-    with mounted(place, file_system) as (point, kind):
+    with mounted(place, file_system, size_mib) as (point, kind):
         async with faulty_vendor() as upstream, contextlib.AsyncExitStack() as ends:
             spool, log, port = point / "spool", place / "serve.log", free_port()
             service = Service(lambda: ProxyProcess(spool, upstream.url, port=port, log=log, durability="disk", workers="2"))
@@ -332,14 +375,14 @@ async def disk(
             programs = Programs(point, spool)
             ends.callback(programs.end)
             await service.start()
-            driver = Driver(port, rate)
+            driver = Driver(port, rate, more=MORE)
             watch = Watch(point, spool, programs, service, driver, upstream)
             actions = Actions(upstream, service, programs, watch)
             driver.start()
             watching = asyncio.create_task(watch.run())
             ends.callback(watching.cancel)
             passed, seconds = 0.0, minutes * 60
-            for event in [*schedule(seed, seconds, fillers), Event(seconds, "ok")]:
+            for event in [*(events or schedule(seed, seconds, fillers)), Event(seconds, "ok")]:
                 progress(min(1.0, event.at_s / seconds), f"{event.what}: {len(driver.answered):,} answered")
                 await asyncio.sleep(event.at_s - passed)
                 passed = event.at_s  # the clock of the schedule stands still while something is carried out

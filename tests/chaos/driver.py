@@ -20,9 +20,10 @@ class Driver:
         prefix: str = "/e",
         tls: ssl.SSLContext | None = None,
         host: str = "shop.example",
+        more: str = "",
     ) -> None:
         self.port, self.rate, self.connections, self.prefix = port, rate, connections, prefix
-        self._tls, self._host = tls, host
+        self._tls, self._host, self._more = tls, host, more
         self.answered: list[str] = []
         """The promised beacons: nothing else may be missing in the end."""
         self.answered_at: list[float] = []
@@ -83,9 +84,8 @@ class Driver:
                 self._began, self._sent = time.monotonic(), 0
             name = f"{self._tag}.{self._sent}.{time.monotonic_ns():x}"
             phase, began = self.phase, time.perf_counter()
-            writer.write(
-                f"GET {self.prefix}?_n={name}&_p=p{self._sent % 997}&Plan=Pro HTTP/1.1\r\nHost: {self._host}\r\n\r\n".encode()
-            )
+            target = f"{self.prefix}?_n={name}&_p=p{self._sent % 997}&Plan=Pro{self._more}"
+            writer.write(f"GET {target} HTTP/1.1\r\nHost: {self._host}\r\n\r\n".encode())
             async with asyncio.timeout(30):
                 head = await reader.readuntil(PAST_HEAD)
                 await reader.readexactly(43)

@@ -21,7 +21,7 @@ class CannotMount(Exception):
 
 
 @contextlib.contextmanager
-def mounted(place: Path, kind: str = "") -> Iterator[tuple[Path, str]]:
+def mounted(place: Path, kind: str = "", size_mib: int = SIZE_MIB) -> Iterator[tuple[Path, str]]:
     """The mount point below `place`, and the kind of file system. Without a kind: ext4 if it can be had, else tmpfs.
 
     Raises CannotMount.
@@ -29,25 +29,25 @@ def mounted(place: Path, kind: str = "") -> Iterator[tuple[Path, str]]:
     point, image = place / "disk", place / "disk.img"
     point.mkdir()
     try:
-        yield point, _mount(point, image, kind)
+        yield point, _mount(point, image, kind, size_mib)
     finally:
         _unmount(point)
         point.rmdir()
         image.unlink(missing_ok=True)
 
 
-def _mount(point: Path, image: Path, kind: str) -> str:
+def _mount(point: Path, image: Path, kind: str, size_mib: int) -> str:
     reasons = []
     for one in [kind] if kind else KINDS:
         try:
             if one == "ext4":
                 with image.open("wb") as opened:
-                    opened.truncate(SIZE_MIB * 1024**2)
+                    opened.truncate(size_mib * 1024**2)
                 # No blocks for root alone: full shall be full for everyone.
                 _run("mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", str(image))
                 _run("mount", "-o", "loop", str(image), str(point))
             else:
-                _run("mount", "-t", "tmpfs", "-o", f"size={SIZE_MIB}m", "tmpfs", str(point))
+                _run("mount", "-t", "tmpfs", "-o", f"size={size_mib}m", "tmpfs", str(point))
             return one
         except CannotMount as error:
             reasons.append(f"{one}: {error}")
