@@ -17,8 +17,8 @@ from in_thread import InThread
 
 from tests.chaos import disk, laboratory
 from tests.chaos.__main__ import broken
-from tests.chaos.disk import Event
 from tests.chaos.laboratory import Upstream
+from tests.chaos.schedule import Event, schedule
 from tests.chaos.volume import CannotMount
 
 Serve = Callable[..., ProxyProcess]
@@ -79,9 +79,9 @@ def test_a_full_disk_loses_no_answered_beacon_and_service_comes_back_with_the_ro
 
 def test_the_schedule_of_full_disks_is_that_of_its_seed() -> None:
     """A run that broke a promise can be repeated; and nothing is planned for after the end, when all must be well."""
-    assert disk.schedule(SEED, 600) == disk.schedule(SEED, 600) != disk.schedule(SEED + 1, 600)
+    assert schedule(SEED, 600) == schedule(SEED, 600) != schedule(SEED + 1, 600)
     for seed in range(50):
-        events = disk.schedule(seed, 60)
+        events = schedule(seed, 60)
         kinds = {event.what for event in events}
         assert kinds & {"fill", "read"}
         assert {"closed", "ok"} <= kinds

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tests.chaos import disk, laboratory
+from tests.chaos.schedule import RECOVER_S
 from tests.chaos.volume import KINDS, CannotMount
 
 EXPERIMENTS = {
@@ -45,8 +46,8 @@ NONE_OF = (
 def broken(found: dict[str, Any]) -> list[str]:
     """The promises that this experiment saw broken."""
     wrong = [name for name in NONE_OF if found.get(name, 0)]
-    if found.get("recover_s", 0) > disk.RECOVER_S:
-        wrong.append(f"recover_s: over {disk.RECOVER_S:g} s without a 200 although there was room")
+    if found.get("recover_s", 0) > RECOVER_S:
+        wrong.append(f"recover_s: over {RECOVER_S:g} s without a 200 although there was room")
     if "gif_p99_ms" in found and found["gif_p99_ms"]["faults"] > 2 * found["gif_p99_ms"]["calm"]:
         wrong.append("gif_p99_ms: during faults over twice that of the calm phase")
     return wrong
