@@ -35,6 +35,7 @@ NONE_OF = (
     "differing_copies",
     "ledger_off_by",
     "undrained",
+    "status_unreadable",
     "refusing_in_the_end",
     "set_aside",
     "failed_starts",
@@ -88,6 +89,7 @@ def main() -> int:
         },
         "soak": {"minutes": asked.minutes or 30, "rate": asked.rate or 1500},
     }
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in the background without
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # clean up, as for Ctrl-C
     lost = impossible = False
     for name in asked.experiments or DEFAULT:

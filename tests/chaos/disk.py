@@ -321,18 +321,12 @@ async def disk(
             with contextlib.suppress(asyncio.CancelledError):
                 await watching
             progress(1.0, "draining")
-            proxy, undrained = await service.running(), 0
-            try:
-                status = await settled(proxy, drain_s)
-            except TimeoutError:
-                status = await asyncio.to_thread(proxy.status)
-                undrained = status["pending"]
+            status, unreadable = await _drained(await service.running(), drain_s)
             account = verdict(driver, upstream, status)
-            acknowledged = upstream.ask("report")["acknowledged"]
-            # What the vendor has acknowledged is counted as delivered, or was not yet settled when the time was over.
-            account["ledger_off_by"] = account["ledger_off_by"] or max(
-                status["delivered"] - acknowledged, acknowledged - status["delivered"] - undrained, 0
-            )
+            if not unreadable:
+                # What the vendor has acknowledged is counted as delivered, or was not yet settled when the time was over.
+                more = upstream.ask("report")["acknowledged"] - status["delivered"]
+                account["ledger_off_by"] = account["ledger_off_by"] or max(-more, more - status["pending"], 0)
             recovered = recoveries(watch.back, watch.gone, driver.answered_at, ended)
             names = set(upstream.ask("names"))
             await service.stop()
@@ -350,7 +344,8 @@ async def disk(
                 "readers": programs.readers(),
                 "deletes": actions.deletes,
                 **account,
-                "undrained": undrained,
+                "undrained": status["pending"],
+                "status_unreadable": unreadable,
                 "refusing_in_the_end": not well,
                 "refused_yet_delivered": sum(name in names for _, name in driver.refusals),
                 "recoveries": len(recovered),
@@ -364,6 +359,22 @@ async def disk(
                 "log": _said(log),
                 "exit_status": service.exit_status,
             }
+
+
+async def _drained(proxy: ProxyProcess, patience_s: float) -> tuple[Found, str]:
+    """The status once nothing is pending, or when patience is over; and why it cannot be read, if so."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            try:
+                return await settled(proxy, max(0.0, deadline - time.monotonic())), ""
+            except TimeoutError:
+                return await asyncio.to_thread(proxy.status), ""
+        except Exception as error:  # of whatever library the spool uses: the disk may still be full
+            if time.monotonic() > deadline:
+                nothing = {"received": 0, "delivered": 0, "dropped": {}, "dead": 0, "pending": 0, "set_aside": []}
+                return nothing, f"{type(error).__name__}: {error}"
+        await asyncio.sleep(0.5)
 
 
 async def _answered_again(driver: Driver, patience_s: float) -> bool:
