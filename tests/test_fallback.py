@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import http.client
+import json
 import os
 import re
 import secrets
@@ -46,7 +47,10 @@ from proxy.spool.jetstream.names import Names
 from proxy.spool.jetstream.outlet import JetStreamOutlet
 from proxy.spool.port import RECEIVED, REFUSED, Intake, Ledger, Settlement, SpoolConfig, SpoolError, SpoolRefused
 from proxy.spool.sqlite import file
+from proxy.spool.sqlite.lane import Lane
 from proxy.spool.sqlite.survey import audit, read_ledger
+
+STUCK, GOES_ON = "the fallback cannot be emptied yet", "the fallback is being emptied"
 
 
 @pytest.fixture(autouse=True)
@@ -810,3 +814,98 @@ def test_a_mover_that_waits_for_long_says_so_once(config: SpoolConfig, monkeypat
         time.sleep(0.3)
     os.close(held)
     assert told == ["the fallback is held by another process, which is to move it"]
+
+
+def _mover_says(log: str) -> list[str]:
+    """What a mover logged of whether it can move, in order."""
+    return [line["event"] for line in map(json.loads, log.splitlines()) if line["event"] in (STUCK, GOES_ON)]
+
+
+def test_a_lane_that_is_moved_does_not_end_the_trouble_of_another(
+    config: SpoolConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The log would say that the fallback is being emptied while a site's beacons stay here. Only their own success ends that."""
+    with opened(config) as intake:
+        asyncio.run(_append_to_sites(intake, "bad", "good"))
+        _drift(config, intake, "bad", duplicate_window=120 * streams.SECOND)
+        other = Lane(lanes(config), config)
+        asyncio.run(_append_all(intake._lane, [str(n) for n in range(5)], "bad"))
+        asyncio.run(_append_all(other, [str(n) for n in range(BATCH + 20)], "good"))
+        intake._lane.drop("bad", Outcome.GPC)
+        with moving(config):
+            wait_for(lambda: spool.fallback_pending(config) == 5, "the others to be moved")
+            wait_for(lambda: spool.ledger_of(config).total(Outcome.GPC) == 1, "the count to be moved")
+            for n in range(3):
+                asyncio.run(_append_all(other, [f"later {n}"], "good"))
+                wait_for(lambda: spool.fallback_pending(config) == 5, "the others to be moved")
+            assert _mover_says(capsys.readouterr().err) == [STUCK]
+            _drift(config, intake, "bad")
+            wait_for(lambda: emptied(config), "the lane to be emptied")
+            wait_for(lambda: _mover_says(capsys.readouterr().err) == [GOES_ON], "its end to be logged")
+        other.close()
+
+
+def test_a_mover_that_waits_for_room_says_so(
+    config: SpoolConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else the operator does not learn why the fallback grows."""
+    monkeypatch.setattr("proxy.spool.fallback.mover.ROOM_S", 0.1)
+    with opened(config) as intake:
+        intake.append_blocking(hit("x" * 2000))
+        asyncio.run(_append_all(intake._lane, ["a", "b"]))
+        with moving(replace(config, max_bytes=1000)):
+            wait_for(lambda: _mover_says(capsys.readouterr().err) == [STUCK], "the reason to be logged")
+        assert spool.fallback_pending(config) == 2
+
+
+def test_a_spool_that_was_full_gets_no_room_because_no_server_answers(
+    config: SpoolConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mover goes by what was known last. In an election more than max_bytes would be moved."""
+    monkeypatch.setattr("proxy.spool.fallback.mover.ROOM_S", 0.1)
+    ask, unanswered = api.ask, 0
+
+    async def unanswering(client: Any, what: str, *rest: Any, **more: Any) -> Any:
+        nonlocal unanswered
+        if what == "STREAM.NAMES":
+            unanswered += 1
+            raise TimeoutError
+        return await ask(client, what, *rest, **more)
+
+    with opened(config) as intake:
+        intake.append_blocking(hit("x" * 2000))
+        asyncio.run(_append_all(intake._lane, ["a", "b"]))
+        mover = Mover(replace(config, max_bytes=1000))
+        thread = threading.Thread(target=mover.run)
+        thread.start()
+        try:
+            wait_for(lambda: not mover._has_room, "it to see that the spool is full")
+            monkeypatch.setattr(api, "ask", unanswering)
+            wait_for(lambda: unanswered > 3, "some looks")
+            assert spool.fallback_pending(config) == 2
+        finally:
+            mover.stop()
+            thread.join(10)
+
+
+def test_a_site_that_is_stored_does_not_end_the_trouble_of_another(
+    config: SpoolConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The log would say that beacons go to the spool again while those of a site do not."""
+    monkeypatch.setattr("proxy.spool.jetstream.shelf.SHUNNED_S", 0.0)
+
+    def said() -> list[str]:
+        return re.findall(r"beacons go to the (?:fallback|spool again)", capsys.readouterr().err)
+
+    with opened(config) as intake:
+        asyncio.run(_append_to_sites(intake, "bad", "good"))
+        _drift(config, intake, "bad", duplicate_window=120 * streams.SECOND)
+        intake._engine._shelf._made.clear()
+        for n in range(5):
+            intake.append_blocking(hit(f"bad {n}", site="bad"))
+            intake.append_blocking(hit(f"good {n}", site="good"))
+        assert spool.fallback_pending(config) == 5
+        assert said() == ["beacons go to the fallback"]
+        _drift(config, intake, "bad")
+        intake.append_blocking(hit("bad again", site="bad"))
+        wait_for(lambda: said() == ["beacons go to the spool again"], "the end to be logged")

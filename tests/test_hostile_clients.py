@@ -188,3 +188,33 @@ def test_who_resets_before_he_is_known_is_believed_nothing(inside: Inside, sandb
     for beacon in sandbox.beacons():
         assert beacon["params"]["Address"] == "127.0.0.1"
         assert int(beacon["params"]["_t"]) >= int(began)
+
+
+def test_a_request_has_its_whole_time_however_long_the_connection_was_idle(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time between two requests is none of the second's: it would be cut off if its head came in two pieces."""
+    monkeypatch.setattr("proxy.collector.server.SWEEP_S", 0.1)
+    monkeypatch.setattr("proxy.collector.server.REQUEST_S", 3.0)
+    connection = connect(inside())  # type: ignore[arg-type]
+    request = b"GET /e?_n=a&_p=me HTTP/1.1\r\nHost: a\r\n\r\n"
+
+    def waited(seconds: float) -> None:
+        began = time.monotonic()
+        wait_for(lambda: time.monotonic() - began > seconds, "sweeps")
+
+    def answered() -> bool:
+        with contextlib.suppress(ConnectionError):
+            return connection.recv(65_536).startswith(b"HTTP/1.1 200")
+        return False
+
+    connection.sendall(request)
+    assert answered()
+    waited(3.5)
+    connection.sendall(request[:20])
+    waited(0.5)
+    connection.sendall(request[20:])
+    assert answered()
+    waited(0.5)
+    connection.sendall(request[:20])
+    assert ended(connection) == b"", "one that never arrives is still cut off"

@@ -27,17 +27,19 @@ from proxy import spool
 from proxy.admin.metrics import _ledger
 from proxy.admin.report import Report
 from proxy.admin.summary import render, summary
+from proxy.cli.child import _outlet_when_free
 from proxy.delivery import Final, Retry
+from proxy.forward.config import ForwarderConfig
 from proxy.outcome import Ending, Outcome
 from proxy.spool.jetstream import api, streams
 from proxy.spool.jetstream.address import Address
 from proxy.spool.jetstream.book import Book, _balance
 from proxy.spool.jetstream.flight import Flights, Source
 from proxy.spool.jetstream.intake import JetStreamIntake
-from proxy.spool.jetstream.link import Link, in_words
+from proxy.spool.jetstream.link import Link, ServersAway, in_words
 from proxy.spool.jetstream.names import Names, token, untoken
 from proxy.spool.jetstream.outlet import JetStreamOutlet
-from proxy.spool.jetstream.publisher import Message, Publisher
+from proxy.spool.jetstream.publisher import UNANSWERED, Message, Publisher
 from proxy.spool.jetstream.pull import Pulled
 from proxy.spool.jetstream.refusal import FULL
 from proxy.spool.jetstream.settler import CREDIT
@@ -1209,4 +1211,284 @@ def test_acknowledgements_that_were_cut_off_before_they_began_are_sent_with_the_
         outlet._link.run(cut_off(), 5.0)
         assert outlet.ledger().pending == 1
         outlet.settle([])
+        assert outlet.ledger().pending == 0
+
+
+def test_a_full_spool_gets_no_room_because_a_stream_says_nothing(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it holds is still there. In an election more than max_bytes would be stored, with /readyz green."""
+    monkeypatch.setattr("proxy.spool.jetstream.intake.LOOK_S", 0.05)
+    config = nats_server.spool(secrets.token_hex(4), max_bytes=20_000)
+    ask, silent = api.ask, 0
+
+    async def without_default(client: Client, what: str, *rest: Any, **more: Any) -> Any:
+        nonlocal silent
+        if what.startswith("STREAM.INFO.") and what.endswith("_hits_default"):
+            silent += 1
+            raise TimeoutError
+        return await ask(client, what, *rest, **more)
+
+    with opened(config) as (intake, outlet):
+        intake.append_blocking(hit("elsewhere", site="shop"))
+        wait_for(lambda: not _stored(intake, "x" * 1000), "it to be full")
+        assert "full" in spool.unready(config)
+        with monkeypatch.context() as patch:
+            patch.setattr(api, "ask", without_default)
+            wait_for(lambda: silent > 3, "some looks")
+            assert not _stored(intake, "x" * 1000)
+            assert "full" in spool.unready(config)
+            assert spool.spool_bytes(config) >= 20_000
+        settled(outlet, outlet.claim(1000, 0), DELIVERED)
+        wait_for(lambda: _stored(intake, "y"), "it to have room again")
+
+
+def test_that_a_full_spool_refuses_beacons_is_logged(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once, with the reason, and once when it is over; also where a beacon is refused without asking a server."""
+    monkeypatch.setattr("proxy.spool.jetstream.intake.LOOK_S", 0.05)
+    with opened(nats_server.spool(secrets.token_hex(4), max_bytes=20_000)) as (intake, outlet):
+        wait_for(lambda: not _stored(intake, "x" * 1000), "it to be full")
+        assert not _stored(intake, "more")
+        [line] = [line for line in capsys.readouterr().err.splitlines() if "refusing beacons" in line]
+        assert "max_bytes (20000)" in line
+        settled(outlet, outlet.claim(1000, 0), DELIVERED)
+        wait_for(lambda: _stored(intake, "y"), "it to have room again")
+        wait_for(lambda: "storing again" in capsys.readouterr().err, "the end to be logged")
+
+
+def test_a_connection_that_is_lost_again_soon_and_stays_away_is_logged(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second loss within the quiet after the first may last for hours: then it must be in the log."""
+    monkeypatch.setattr("proxy.log.QUIET_S", 1.0)
+    link = Link(Address((server.url,)), "test", lambda client: asyncio.sleep(0))
+    try:
+        assert link.wait_open()
+        logged = ""
+        for _ in range(2):
+            server.kill()
+            wait_for(lambda: link.trouble, "the loss to be seen")
+            logged += capsys.readouterr().err
+            if not logged.count("connected again"):
+                server.start()
+                wait_for(lambda: not link.trouble, "the connection")
+                logged += capsys.readouterr().err
+        assert logged.count("no connection to the spool") == 1, "the second came too soon"
+        wait_for(lambda: "no connection to the spool" in capsys.readouterr().err, "the second loss to be logged")
+    finally:
+        link.close()
+
+
+def test_a_server_that_is_left_is_no_connection_however_its_end_goes(
+    server: NatsServer, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that hangs keeps what was written from going out, and so the old connection from closing. Until there is another one
+    there is none."""
+    monkeypatch.setattr("proxy.spool.jetstream.link.CONNECT_S", 0.1)
+    monkeypatch.setattr("proxy.spool.jetstream.link.RECONNECT_S", 60.0)
+
+    async def hang() -> None:
+        await asyncio.sleep(60)
+
+    link = Link(Address((server.url, nats_server.url)), "test", lambda client: asyncio.sleep(0))
+    try:
+        assert link.wait_open()
+        client = link.client()
+        assert client is not None
+        monkeypatch.setattr(client, "close", hang)
+        link.run(link.move_on(), 5.0)
+        assert link.client() is None
+        assert link.down_since is not None
+    finally:
+        link.close()
+
+
+def test_what_a_user_may_not_do_is_no_reason_for_what_fails_later(tmp_path: Path) -> None:
+    """A permission that was missing once would be named for ever, also where it is the servers that do not answer."""
+    server = NatsServer(
+        tmp_path / "nats",
+        'authorization { users: [{user: a, password: b, permissions: {publish: {deny: ["forbidden"]}}}] }\nno_auth_user: a\n',
+    )
+    link = Link(Address((server.url,)), "test", lambda client: asyncio.sleep(0))
+
+    async def unanswered(subject: str) -> None:
+        client = link.client()
+        assert client is not None
+        await client.publish(subject, b"")
+        await asyncio.sleep(60)
+
+    try:
+        assert link.wait_open()
+        with pytest.raises(SpoolError, match=r"(?i)permissions violation for publish to .?forbidden"):
+            link.ask(unanswered("forbidden"), 1.0)
+        with pytest.raises(ServersAway, match="do not answer in time"):
+            link.ask(unanswered("allowed"), 0.2)
+        publisher, message = Publisher(), Message("allowed", b"", {})
+        link.run(publisher.subscribe(link.client()), 1.0)  # type: ignore[arg-type]
+        assert link.run(publisher.publish(link, [message], 0.1), 5.0) == [UNANSWERED]
+    finally:
+        link.close()
+        server.stop()
+
+
+def test_what_could_not_be_said_of_a_hit_is_said_with_the_next_round(
+    config: SpoolConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hit of which the server hears nothing is given to another forwarder; so what was only tried must not count as said."""
+    monkeypatch.setattr("proxy.spool.jetstream.outlet.SAY_S", 0.05)
+    monkeypatch.setattr("proxy.spool.jetstream.outlet.UNHEARD_S", 0.3)
+    with opened(config) as (intake, outlet):
+        intake.append_blocking(hit("a"))
+        [claim] = wait_for(lambda: outlet.claim(1, 0), "a hit")
+        client, before, tried = outlet._link.client(), claim.ticket.heard, 0
+        assert client is not None
+        publish = client.publish
+
+        async def fail(subject: str, payload: bytes = b"", *rest: Any) -> None:
+            nonlocal tried
+            if payload == b"+WPI":
+                tried += 1
+                raise ConnectionError
+            await publish(subject, payload, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(client, "publish", fail)
+            wait_for(lambda: tried >= 2, "some rounds")
+            assert claim.ticket.heard == before
+        wait_for(lambda: claim.ticket.heard > before, "it to be said")
+        settled(outlet, [claim], DELIVERED)
+
+
+def test_who_was_crowded_out_is_not_for_ever(server: NatsServer) -> None:
+    """A turn that could not be begun, for want of a connection, says nothing of the room."""
+    with opened(server.spool("crowded")) as (_, outlet):
+        outlet.peers.crowded_out = True
+        server.kill()
+        wait_for(lambda: outlet._link.trouble, "the loss to be seen")
+        assert outlet.peers.exchange(b"words") is None
+        assert not outlet.peers.crowded_out
+
+
+def test_a_forwarder_that_waits_logs_each_reason(nats_server: NatsServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """An operator who fixed the first must see the second, and not wait for it in vain."""
+    config = nats_server.spool(secrets.token_hex(4))
+    wrong = streams.common_streams(Names(config.url.partition("stream=")[2]), 1)[:2]
+    for stream in wrong:
+        nats_server.api(f"STREAM.CREATE.{stream['name']}", {**stream, "duplicate_window": 120 * streams.SECOND})
+    logged = ""
+
+    def is_logged(of: str) -> bool:
+        nonlocal logged
+        logged += capsys.readouterr().err
+        return any("forwarder waits" in line and of in line for line in logged.splitlines())
+
+    async def waiting() -> None:
+        stopping = asyncio.Event()
+        outlet = asyncio.create_task(_outlet_when_free(ForwarderConfig(config, {}), stopping, patient=True))
+        for stream in wrong:
+            await asyncio.to_thread(wait_for, lambda name=stream["name"]: is_logged(f"stream {name}:"), "the reason")
+            await asyncio.to_thread(nats_server.api, f"STREAM.DELETE.{stream['name']}")
+        found = await outlet
+        assert found is not None
+        await asyncio.to_thread(found.close)
+
+    asyncio.run(waiting())
+    assert logged.count("forwarder waits") == 2
+
+
+def test_records_are_waited_for_again_once_none_is_late(config: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Endings that came meanwhile, and were not begun yet, are no sign that the servers are still slow. Else records that take a
+    moment would pass for ones that do not arrive."""
+    monkeypatch.setattr("proxy.spool.jetstream.settler.WAIT_S", 0.5)
+    publish, quick = Publisher.publish, threading.Event()
+
+    async def slowly(self: Publisher, *arguments: Any) -> list[str]:
+        while not quick.is_set():  # noqa: ASYNC110 - a thread sets it
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)  # longer than an acknowledgement, and in time
+        return await publish(self, *arguments)
+
+    with opened(config) as (intake, outlet):
+        intake.append_blocking(hit("a"), hit("b"))
+        claims: list[Claim] = []
+        wait_for(lambda: claims.extend(outlet.claim(10, 0)) or len(claims) == 2, "both hits")
+        settler, link = outlet._settler, outlet._link
+        monkeypatch.setattr(Publisher, "publish", slowly)
+        settled(outlet, claims[:1], Final(Outcome.BOT))
+        [late] = settler.kept.values()
+        assert late.recording
+        settler.end(claims[1].ticket, Final(Outcome.BOT))
+        quick.set()
+        wait_for(lambda: late.recorded, "the first to be recorded")
+        link.run(settler.record(link), 5.0)  # raises where records are missing
+        assert outlet.ledger().total(Outcome.BOT) == 2
+
+
+def test_servers_that_refuse_do_not_hang(server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal is an answer. Else others' beacons would go on being refused without a try, for a reason that is over."""
+    monkeypatch.setattr("proxy.spool.jetstream.shelf.SHUNNED_S", 0.0)
+    with opened(server.spool("refuses", commit_timeout_s=1.0)) as (intake, _):
+        intake.append_blocking(hit("before"))
+        stream = streams.hits_stream(intake._names, "default", 1)
+        server.api(f"STREAM.UPDATE.{stream['name']}", {**stream, "max_msgs": 1})
+        server.hang()
+        with pytest.raises(SpoolRefused, match="in time"):
+            intake.append_blocking(hit("while it hangs"))
+        assert set(intake.hangs) == {"default"}
+        server.wake()
+
+        def refused() -> str:
+            with pytest.raises(SpoolRefused) as caught:
+                intake.append_blocking(hit("afterwards"))
+            return str(caught.value)
+
+        wait_for(lambda: "maximum messages exceeded" in refused(), "the server's answer")
+        assert intake.hangs == {}
+
+
+def test_what_cannot_be_tried_without_a_connection_is_not_forgotten(server: NatsServer) -> None:
+    """A call that failed says nothing any more once it was not made for a while. Where it could not be made it still does."""
+
+    async def fails() -> None:
+        raise RuntimeError("no")
+
+    with opened(server.spool("forgets")) as (_, outlet):
+        outlet._run(fails(), None)
+        [(name, failed)] = outlet._wrong.items()
+        server.kill()
+        wait_for(lambda: outlet._link.trouble, "the loss to be seen")
+        lost = time.monotonic()
+        assert outlet.claim(10, 0) == []
+        assert outlet._wrong[name] >= lost > failed
+
+
+def test_acknowledgements_that_are_not_answered_are_trouble_until_they_are(
+    config: SpoolConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are not waited for any more; that the rest succeeds meanwhile is no end of that."""
+    monkeypatch.setattr("proxy.spool.jetstream.outlet.REST_S", 0.0)
+    monkeypatch.setattr("proxy.spool.jetstream.settler.REST_S", 0.0)
+    with opened(config) as (intake, outlet):
+        intake.append_blocking(hit("a"))
+        claims = wait_for(lambda: outlet.claim(1, 0), "a hit")
+        client = outlet._link.client()
+        assert client is not None
+        request = client.request
+
+        async def silent(subject: str, *rest: Any, **more: Any) -> Any:
+            if subject.startswith("$JS.ACK."):
+                raise TimeoutError
+            return await request(subject, *rest, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(client, "request", silent)
+            settled(outlet, claims, DELIVERED)
+            for _ in range(3):
+                outlet.claim(1, 0, closed=["default"])
+            logged = capsys.readouterr().err
+            assert logged.count("spool in trouble") == 1
+            assert "works again" not in logged
+        wait_for(lambda: (outlet.claim(1, 0), "works again" in capsys.readouterr().err)[1], "its end")
         assert outlet.ledger().pending == 0

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import socket
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from proxy.histogram import SECONDS, SIZES, Histogram
 from proxy.outcome import Ending, Outcome
 from proxy.spool.jetstream.link import Link
 from proxy.spool.port import SpoolConfig
+from proxy.spool.sqlite.file import open_file
 from proxy.spool.sqlite.lane import Lane
 from proxy.spool.sqlite.survey import audit, read_intake_stats
 
@@ -230,7 +230,7 @@ def test_the_ledger_being_off_is_seen(serve: Serve, sandbox: SandboxProcess, tmp
     send(proxy, *(f"_n={n}&_p=me" for n in range(9)))
     wait_for(lambda: scraper.scrape().value("pending") == 9, "the pending ones")
     assert scraper.value("ledger_off") == 0
-    with contextlib.closing(sqlite3.connect(tmp_path / "spool" / "lane-0000.db", timeout=10)) as db, db:
+    with contextlib.closing(open_file(tmp_path / "spool" / "lane-0000.db")) as db:
         for table in ("fresh", "waiting"):
             db.execute(f"DELETE FROM {table} WHERE id IN (SELECT id FROM {table} ORDER BY id DESC LIMIT 3)")
         gone = 9 - sum(db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("fresh", "waiting"))
@@ -260,7 +260,7 @@ def test_a_spool_that_cannot_be_read_is_told_of_and_its_counters_are_left_out(tm
     lane = Lane(tmp_path)
     lane.append_blocking(hit("one"))
     lane.close()
-    with contextlib.closing(sqlite3.connect(lane.path)) as db:
+    with contextlib.closing(open_file(lane.path)) as db:
         db.execute("PRAGMA user_version = 99")
     config = AdminConfig(SpoolConfig(f"sqlite:{tmp_path}"), ("default",))
     for reading in (look(config), no_answer(config)):

@@ -1,11 +1,12 @@
 """Who waits for whom: a backlog that drains must not be felt by a visitor."""
 
 import os
-import sqlite3
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import apsw
 import pytest
 from conftest import ProxyProcess, SandboxProcess, children, wait_for
 from test_spool import DELIVERED, hit
@@ -13,7 +14,7 @@ from test_spool import DELIVERED, hit
 from proxy.delivery import Final, Retry
 from proxy.outcome import Ending, Outcome
 from proxy.spool.port import DeadFilter, Settlement, SpoolConfig
-from proxy.spool.sqlite import file
+from proxy.spool.sqlite import database
 from proxy.spool.sqlite.dead import SqliteDeadLetters
 from proxy.spool.sqlite.lane import Lane
 from proxy.spool.sqlite.outlet import SqliteOutlet
@@ -59,12 +60,9 @@ def test_a_batch_is_settled_by_one_statement(lane: Lane, tmp_path: Path) -> None
     """Between two statements Python's own lock is given away and waited for: with the lane locked, and visitors waiting."""
     outlet = SqliteOutlet(tmp_path)
     claims = outlet.claim(100, 1)
-    statements: list[str] = []
-    [reader] = outlet._readers.values()
-    reader.db.set_trace_callback(statements.append)
+    statements = traced(outlet)
     outlet.settle([Settlement(claim, DELIVERED) for claim in claims])
-    reader.db.set_trace_callback(None)
-    assert len(set(statements)) == 1  # it is told again for each step of the trigger
+    assert len(statements) == 1
     assert read_ledger(tmp_path).total("delivered") == 100
     outlet.close()
     lane.close()
@@ -75,9 +73,7 @@ def test_settlements_of_many_are_written_in_pieces(lane: Lane, tmp_path: Path, m
     monkeypatch.setattr("proxy.spool.sqlite.reader.TOGETHER", 30)
     outlet = SqliteOutlet(tmp_path)
     claims = outlet.claim(100, 1)
-    statements: set[str] = set()
-    [reader] = outlet._readers.values()
-    reader.db.set_trace_callback(statements.add)
+    statements = traced(outlet)
     outlet.settle([Settlement(claim, DELIVERED) for claim in claims])
     assert len(statements) == 4
     assert read_ledger(tmp_path).pending == 0
@@ -85,18 +81,31 @@ def test_settlements_of_many_are_written_in_pieces(lane: Lane, tmp_path: Path, m
     lane.close()
 
 
+def traced(outlet: SqliteOutlet) -> list[str]:
+    """The statements that its one reader executes from now on, without the steps of triggers."""
+    statements: list[str] = []
+    [reader] = outlet._readers.values()
+
+    def note(event: dict[str, Any]) -> None:
+        if not event["trigger"]:
+            statements.append(event["sql"])
+
+    reader.db.trace_v2(apsw.SQLITE_TRACE_STMT, note)
+    return statements
+
+
 def _fails_at(monkeypatch: pytest.MonkeyPatch, which: int) -> None:
     """That write of the forwarder's fails, once."""
-    write, calls = file.write, 0
+    write, calls = database.write, 0
 
-    def failing(db: file.Connection, statement: str, parameters: Sequence[object] = ()) -> None:
+    def failing(db: database.Connection, statement: str, parameters: Sequence[object] = ()) -> None:
         nonlocal calls
         calls += 1
         if calls == which:
-            raise sqlite3.OperationalError("database is locked")
+            raise apsw.BusyError("database is locked")
         write(db, statement, parameters)
 
-    monkeypatch.setattr("proxy.spool.sqlite.reader.file.write", failing)
+    monkeypatch.setattr("proxy.spool.sqlite.reader.database.write", failing)
     monkeypatch.setattr("proxy.spool.sqlite.outlet.REST_S", 0.0)
 
 
@@ -144,7 +153,7 @@ def test_what_is_written_is_forgotten_at_once(lane: Lane, tmp_path: Path, monkey
 def test_the_forwarder_brings_the_log_into_the_file_before_a_visitors_commit_has_to(lane: Lane, tmp_path: Path) -> None:
     """A checkpoint takes milliseconds, and whoever makes it waits for it."""
     reader = LaneReader(lane.path)
-    lanes, readers = (db.execute("PRAGMA wal_autocheckpoint").fetchone()[0] for db in (lane._db, reader.db) if db is not None)
+    lanes, readers = (db.pragma("wal_autocheckpoint") for db in (lane._db, reader.db) if db is not None)
     assert 0 < readers < lanes
     reader.close()
     lane.close()

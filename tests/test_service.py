@@ -1,5 +1,6 @@
 """What `serve` and `forward` are to a service manager: real notification sockets, real socket activation, real signals."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -30,6 +31,8 @@ from conftest import (
     need,
     wait_for,
 )
+
+from proxy.cli.service import Service
 
 PYTHON = [sys.executable, "-m", "proxy"]
 
@@ -478,3 +481,94 @@ def test_a_machine_that_slept_is_not_taken_for_children_that_hang(start: Start) 
     assert httpx.get(f"{manager.url}/e?_n=morning&_p=me").status_code == 200
     assert manager.below() == before
     assert manager.logged("killed: it hangs") == []
+
+
+def test_ready_is_not_said_while_a_child_that_was_at_work_is_dead(start: Start, tmp_path: Path) -> None:
+    """A collector that died takes no beacon until it is back, whatever it did before the others were up."""
+    admin_gate, never, once = tmp_path / "gate", tmp_path / "never", tmp_path / "once"
+    os.mkfifo(admin_gate)
+    os.mkfifo(never)
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        f"if 'admin' in sys.orig_argv: open({str(admin_gate)!r}).read()\n"
+        f"if 'collector' in sys.orig_argv and os.path.exists({str(once)!r}): open({str(never)!r}).read()\n"
+    )
+    admin_port = str(free_port())
+    manager = start(
+        *impatient(RESTART_PAUSE_S=3600.0),
+        PYTHONPATH=str(slow),
+        BEACON_PROXY_ADMIN_PORT=admin_port,
+        WATCHDOG_USEC="400000",
+    )
+
+    def answers(url: str) -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(url, timeout=1).status_code == 200
+        return False
+
+    wait_for(lambda: answers(f"{manager.url}/e?_n=a&_p=me"), "the collector")
+    manager.hears("WATCHDOG=1", manager.words().count("WATCHDOG=1") + 8)  # rounds in which its beats are heard
+    once.touch()
+    os.kill(manager.below()["collector"], signal.SIGKILL)
+    wait_for(lambda: manager.logged("died, will be restarted"), "its death to be seen")
+    with admin_gate.open("w"):
+        pass
+    wait_for(lambda: answers(f"http://127.0.0.1:{admin_port}/healthz"), "the admin listener")
+    manager.hears("WATCHDOG=1", manager.words().count("WATCHDOG=1") + 8)
+    assert "READY=1" not in manager.words()
+
+
+@pytest.fixture
+def deaf(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """A manager's socket whose queue is full."""
+    monkeypatch.setattr("proxy.cli.service.SEND_S", 0.05)
+    with tempfile.TemporaryDirectory(prefix="bp") as place, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
+        ear.bind(f"{place}/notify")
+        monkeypatch.setenv("NOTIFY_SOCKET", f"{place}/notify")
+        monkeypatch.setenv("WATCHDOG_USEC", "60000000")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other, contextlib.suppress(BlockingIOError):
+            other.setblocking(False)
+            while True:
+                other.sendto(b"other", f"{place}/notify")
+        yield ear
+
+
+def heard(ear: socket.socket) -> list[bytes]:
+    """What waits there, but for what other services say."""
+    found = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            found.append(ear.recv(4096, socket.MSG_DONTWAIT))
+    return [words for words in found if words != b"other"]
+
+
+def test_what_a_busy_manager_did_not_take_is_said_again(deaf: socket.socket) -> None:
+    """A service that is never heard to be ready, or alive, is stopped."""
+    service = Service()
+    service.ready()
+    service.alive()
+    assert heard(deaf) == []
+    service.ready()
+    service.alive()
+    assert heard(deaf) == [b"READY=1", b"WATCHDOG=1"]
+    service.ready()
+    service.alive()
+    assert heard(deaf) == []
+
+
+def test_a_forwarder_alone_says_ready_again_to_a_busy_manager(deaf: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no supervisor's rounds."""
+    monkeypatch.delenv("WATCHDOG_USEC")
+    monkeypatch.setattr("proxy.cli.service.AGAIN_S", 0.05, raising=False)
+
+    async def attended() -> list[bytes]:
+        attending = asyncio.create_task(Service().attend())
+        await asyncio.sleep(0)
+        assert heard(deaf) == []
+        found = await asyncio.to_thread(wait_for, lambda: heard(deaf), "what it says")
+        await attending
+        return found  # type: ignore[no-any-return]
+
+    assert asyncio.run(attended()) == [b"READY=1"]

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import secrets
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -262,7 +261,7 @@ def test_a_lane_that_appears_later_is_read_too(tmp_path: Path, monkeypatch: pyte
 def test_a_newer_schema_is_refused_in_plain_words(tmp_path: Path) -> None:
     """A downgrade must not damage what it does not understand."""
     Lane(tmp_path).close()
-    db = sqlite3.connect(tmp_path / "lane-0000.db")
+    db = open_file(tmp_path / "lane-0000.db")
     db.execute("PRAGMA user_version = 99")
     db.close()
     for attempt in (lambda: Lane(tmp_path), lambda: read_ledger(tmp_path)):

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import shutil
-import sqlite3
 import subprocess
 import threading
 import time
@@ -53,7 +52,7 @@ def test_a_locked_lane_is_refused_in_time_and_taken_up_again(tmp_path: Path) -> 
     """Somebody's backup tool holds the file. Nobody waits for longer than commit_timeout."""
     lane = Lane(tmp_path, SpoolConfig("", commit_timeout_s=0.3))
     lane.append_blocking(hit("before"))
-    holder = sqlite3.connect(lane.path, isolation_level=None)
+    holder = file.open_file(lane.path)
     holder.execute("BEGIN IMMEDIATE")
     began = time.monotonic()
     assert refuses(lane)
@@ -217,7 +216,7 @@ def test_what_cannot_be_settled_is_kept_and_settled_later(tmp_path: Path) -> Non
     for n in range(3):
         lane.append_blocking(hit(str(n)))
     claims = outlet.claim(10, 0)
-    holder = sqlite3.connect(lane.path, isolation_level=None)
+    holder = file.open_file(lane.path)
     holder.execute("BEGIN IMMEDIATE")
     outlet.settle([Settlement(claim, DELIVERED) for claim in claims])
     assert outlet.claim(10, 0) == []

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ from proxy.admin.page.look import Look
 from proxy.admin.page.words import away
 from proxy.histogram import SECONDS, Histogram
 from proxy.spool.jetstream.outlet import JetStreamOutlet
-from proxy.spool.port import SpoolConfig
+from proxy.spool.port import Ledger, SpoolConfig, SpoolError
 from tests.chaos.laboratory import Upstream
 
 Serve = Callable[..., ProxyProcess]
@@ -480,3 +481,34 @@ def test_a_quantile_lies_in_the_bucket_of_the_true_one(values: list[float], shar
 def test_a_histogram_of_nothing_has_no_quantile() -> None:
     """A dash on the page, not a zero."""
     assert Histogram(SECONDS).quantile(0.5) is None
+
+
+def test_that_beacons_are_taken_is_not_said_before_it_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The spool failed while no page was open, and now it hangs: they may be refused."""
+    monkeypatch.setattr(looks, "PATIENCE_S", 0.2)
+    hangs, wakes = threading.Event(), threading.Event()
+
+    def ledger_of(config: SpoolConfig) -> Ledger:
+        if hangs.is_set():
+            wakes.wait(20)
+        raise SpoolError("spool: gone")
+
+    monkeypatch.setattr(looks, "ledger_of", ledger_of)
+    monkeypatch.setattr(looks, "unready", lambda config: "")
+
+    async def opened() -> tuple[Look, dict[str, Any]]:
+        look = Look(SpoolConfig("nats://127.0.0.1:1?stream=x"))
+        async with look.kept():
+            await asyncio.to_thread(wait_for, lambda: look.failure, "a reading that fails")
+            hangs.set()
+            await look.latest()
+            before = away(look.failure, look.unready)
+            wakes.set()
+            await asyncio.to_thread(wait_for, lambda: look.unready == "", "it to be asked")
+        return look, before
+
+    with ThreadPoolExecutor() as elsewhere:
+        look, before = elsewhere.submit(asyncio.run, opened()).result()
+    assert (before["verdict"].detail, before["unready"]) == ("Spool: gone.", None)
+    now = away(look.failure, look.unready)
+    assert (now["verdict"].detail, now["unready"]) == ("Beacons are taken meanwhile. Spool: gone.", "")

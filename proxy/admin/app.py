@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import sqlite3
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -37,7 +36,7 @@ def make_app(config: AdminConfig, look: Look) -> Starlette:
         if reason:
             return PlainTextResponse(f"{reason}\n", 503)
         waits = 0
-        with contextlib.suppress(SpoolError, OSError, sqlite3.Error):  # lanes that cannot be read: nothing is said of them
+        with contextlib.suppress(SpoolError, OSError):  # lanes that cannot be read: nothing is said of them
             waits = await asyncio.to_thread(fallback_pending, config.spool)
         return PlainTextResponse(f"ready; {beacons_wait(waits)} in {config.spool.fallback}\n" if waits else "ready\n")
 
@@ -48,7 +47,7 @@ def make_app(config: AdminConfig, look: Look) -> Starlette:
         headers = {"cache-control": "no-store", "vary": "accept"}
         try:
             return JSONResponse(await asyncio.to_thread(read, config.spool), headers=headers)
-        except (SpoolError, OSError, sqlite3.Error) as error:
+        except (SpoolError, OSError) as error:
             return JSONResponse({"error": f"the spool cannot be read: {error}"}, 503, headers)
 
     async def metrics(request: Request) -> Response:

@@ -5,7 +5,6 @@ A scrape is one look at the spool (`look`), told as families (`families`, pure).
 labels are names of sites and outcomes, upstreams' addresses and answers: nothing of a visitor, and nothing a visitor can choose.
 """
 
-import sqlite3
 import time
 from collections.abc import Iterator
 from functools import lru_cache
@@ -65,7 +64,7 @@ def look(config: AdminConfig) -> Reading:
         told = read_report(spool)
         off = _ledger_off(spool, int(time.monotonic() / AUDIT_EVERY_S))
         seen = Seen(ledger_of(spool), told, intake_stats(spool), spool_bytes(spool), off)
-    except (sqlite3.Error, OSError, SpoolError):
+    except (OSError, SpoolError):
         seen = None
     return Reading(config, time.time(), ready, seen, fallback)
 

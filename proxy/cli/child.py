@@ -133,16 +133,16 @@ async def run_forwarder(
 
 async def _outlet_when_free(config: ForwarderConfig, stopping: asyncio.Event, patient: bool) -> Outlet | None:
     """None if stopped before."""
-    told = False
+    logged: set[str] = set()
     while not stopping.is_set():
         try:
             return open_outlet(config.spool)
         except SpoolError as held:
             if not patient and not isinstance(held, ForwarderRunning):
                 raise
-            if not told:
-                log.warning("forwarder waits", reason=str(held))
-            told = True
+            if (reason := str(held)) not in logged:
+                log.warning("forwarder waits", reason=reason)
+            logged.add(reason)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stopping.wait(), 1.0)
     return None

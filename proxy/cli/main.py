@@ -1,7 +1,6 @@
 """The command `beacon-proxy`. Each command is one file's function; here they are only named, documented and connected."""
 
 import json
-import sqlite3
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -350,9 +349,6 @@ def main() -> None:
     """Entry point. A mistake of the user's is told in plain words, with exit status 2; never as a traceback."""
     try:
         app()
-    except sqlite3.Error as error:
-        print(f"beacon-proxy: spool: {error}; expected a readable spool directory (setting spool)", file=sys.stderr)
-        sys.exit(1)
     except PLAIN as error:
         tell(error)
         sys.exit(2)

@@ -15,6 +15,8 @@ FIRST_FD = 3
 """SD_LISTEN_FDS_START."""
 SEND_S = 1.0
 """The manager may be slow to read what it is told; nothing here may wait for it longer."""
+AGAIN_S = 1.0
+"""Before what it did not take is said again."""
 
 
 class Service:
@@ -26,7 +28,9 @@ class Service:
         mine = os.environ.pop("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         self._every_s = int(usec) / 2e6 if self._address and usec.isdigit() and mine else 0.0
         self._said_alive = 0.0
+        """When the manager last took that (monotonic)."""
         self._said = ""
+        """The state that it last took."""
 
     def ready(self) -> None:
         """All that was asked for is at work."""
@@ -42,31 +46,33 @@ class Service:
 
     def alive(self) -> None:
         """Pat the watchdog, where there is one: twice in the time it allows."""
-        if self._every_s and time.monotonic() - self._said_alive >= self._every_s:
+        if self._every_s and time.monotonic() - self._said_alive >= self._every_s and self._send("WATCHDOG=1"):
             self._said_alive = time.monotonic()
-            self._send("WATCHDOG=1")
 
     async def attend(self) -> None:
         """Ready now, and alive as long as the event loop turns. Until cancelled."""
         self.ready()
-        while self._every_s:
+        while self._every_s or not self._said:
             self.alive()
-            await asyncio.sleep(self._every_s / 4)
+            await asyncio.sleep(self._every_s / 4 or AGAIN_S)
+            if not self._said:
+                self.ready()
 
     def _say(self, state: str) -> None:
         """Said again only when it changes."""
-        if state != self._said:
+        if state != self._said and self._send(state):
             self._said = state
-            self._send(state)
 
-    def _send(self, text: str) -> None:
+    def _send(self, text: str) -> bool:
+        """Whether it was taken, or there is no manager."""
         if self._address:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
                 out.settimeout(SEND_S)
                 try:
                     out.sendto(text.encode(), self._address.replace("@", "\0", 1) if self._address[0] == "@" else self._address)
                 except OSError:
-                    pass  # nobody listens any more; that is the manager's affair
+                    return False  # its queue is full, for example; or it no longer listens
+        return True
 
 
 def held_sockets() -> dict[str, socket.socket]:

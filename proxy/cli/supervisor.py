@@ -215,7 +215,7 @@ class Supervisor:
             if child.process is not None and (code := child.process.poll()) is not None:
                 _close_pipe(child.process)
                 os.close(child.pulse)
-                child.process = None
+                child.process, child.beats = None, False
                 if code == EX_CONFIG and child.config is not None:
                     log.error("stopping: a process cannot run as configured", process=child.name)
                     return False

@@ -200,10 +200,11 @@ class BeaconProtocol(HttpToolsProtocol):
         """Called each SWEEP_S: ends a connection that is idle for too long, or in the middle of one request."""
         cycle = self.cycle
         at_work = self._pending or (cycle is not None and not cycle.response_complete and not cycle.more_body)
-        now = (cycle, self._served)
+        answered = self._served > 0 or (cycle is not None and cycle.response_complete)
+        between = not self._head and self._body_left == 0 and answered
+        now = (cycle, self._served, between)  # the time between two requests is none of the second's
         self._looks = self._looks + 1 if now == self._looked_at and not at_work else 0
         self._looked_at = now
-        between = not self._head and self._body_left == 0 and (self._served or (cycle is not None and cycle.response_complete))
         if self._looks * SWEEP_S >= (KEEP_ALIVE_S if between else REQUEST_S):
             self.transport.abort()
 

@@ -182,7 +182,6 @@ class Forwarder:
                 verdict = await self._deliver(route, claim)
             except Exception:
                 log.exception("a hit cannot be handled; it is kept as a dead letter", site=claim.hit.site)
-                route.pace.abandoned()
                 verdict = Final(Outcome.UNREADABLE, "internal error")
             self._settled.append(Settlement(claim, verdict))
             if not route.may_send() or self._stopping.is_set():
@@ -194,19 +193,16 @@ class Forwarder:
 
     async def _deliver(self, route: Route, claim: Claim) -> Verdict:
         hit, config, pace = claim.hit, self._config, route.pace
-        prepared = prepare(hit, config, self._enrichment)
-        if isinstance(prepared, Outcome):
-            pace.abandoned()
-            dropped = Final(prepared)
+        attempt = await self._attempt(route, hit)
+        if isinstance(attempt, Outcome):
+            dropped = Final(attempt)
             now_ms = self._clock.now_ms()
             seen = Seen(now_ms, hit, None, dropped, claim.attempt, now_ms - hit.received_ms)
             self._watch.see(seen)
             if self._traces is not None:
                 self._traces.tell(seen, 0, route.upstream)
             return dropped
-        began = time.perf_counter()
-        answer = await self._upstream.send(prepared.request)
-        took_ms = (time.perf_counter() - began) * 1000
+        prepared, answer, took_ms = attempt
         blamed = pace.blames_hit()
         if delivered(answer) or refused(answer):
             pace.succeeded(took_ms, monotonic_ms())
@@ -214,7 +210,7 @@ class Forwarder:
             pace.failed(str(answer), monotonic_ms())
         self._tell(route)
         age_ms, now_ms = self._clock.age_ms(hit.received_ms), self._clock.now_ms()
-        route.attempted(answer, took_ms)
+        route.attempted(hit.site, answer, took_ms)
         verdict = decide(
             answer,
             claim.attempt,
@@ -237,6 +233,22 @@ class Forwarder:
             masked = prepared.request.masked(config.sites[hit.site].api_key)
             self._observe(Attempted(hit, masked, answer, verdict, took_ms))
         return verdict
+
+    async def _attempt(self, route: Route, hit: Hit) -> tuple[Prepared, Answer, float] | Outcome:
+        """What was sent, its answer, and the milliseconds it took; or why nothing was sent. Here alone a request is taken back:
+        what goes wrong after its answer must not do so a second time.
+        """
+        try:
+            prepared = prepare(hit, self._config, self._enrichment)
+            if not isinstance(prepared, Outcome):
+                began = time.perf_counter()
+                answer = await self._upstream.send(prepared.request)
+                return prepared, answer, (time.perf_counter() - began) * 1000
+        except BaseException:
+            route.pace.abandoned()
+            raise
+        route.pace.abandoned()
+        return prepared
 
     def _tell(self, route: Route) -> None:
         """Once for each change, and not for each flicker."""

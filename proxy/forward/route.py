@@ -16,7 +16,7 @@ from proxy.spool.port import Claim
 PROBE_CHOICE = 8
 """Hits held ready while the breaker is open: each failing probe is followed by another hit, so that a bad one blocks nothing."""
 REFUSES_AFTER = 8
-"""Refusals in a row, with no delivery between them, after which it is the upstream that refuses."""
+"""Refusals of a site in a row, with no delivery between them, after which it is the upstream that refuses."""
 RATE_SHARE = 0.3
 """Weight of the last second in the moving delivery rate."""
 
@@ -65,9 +65,8 @@ class Route:
         self.stats.add(stats)
         self.trouble = Trouble()
         self.refusing = Trouble()
-        self._refused = 0
-        self.refusal = ""
-        """The answer, while it refuses every beacon: it works, and each becomes a dead letter. A withdrawn key, perhaps."""
+        self._refused: dict[str, tuple[int, str]] = {}
+        """Site → refusals in a row, and the last answer. Each site has a key of its own: only its own delivery ends that."""
         self._rated = (0, monotonic_ms())
         self._rate = 0.0
 
@@ -77,16 +76,26 @@ class Route:
         if closed != self._closed:
             self._closed, self.since_ms = closed, now_ms
 
-    def attempted(self, answer: Answer, took_ms: float) -> None:
+    @property
+    def refusal(self) -> str:
+        """The answer, while it refuses every beacon of a site, and of which if not of all: it works, and each becomes a dead
+        letter. A withdrawn key, perhaps.
+        """
+        refusing = sorted(site for site, (n, _) in self._refused.items() if n >= REFUSES_AFTER)
+        if not refusing:
+            return ""
+        _, answer = self._refused[refusing[0]]
+        return answer if len(refusing) == len(self.sites) else f"{answer} for {', '.join(refusing)}"
+
+    def attempted(self, site: str, answer: Answer, took_ms: float) -> None:
         """Count an attempt."""
         name = str(answer)
         self.stats.answers[name] = self.stats.answers.get(name, 0) + 1
         self.stats.attempt_seconds.observe(took_ms / 1000)
         if refused(answer):
-            self._refused += 1
-            self.refusal = name if self._refused >= REFUSES_AFTER else ""
+            self._refused[site] = (self._refused.get(site, (0, ""))[0] + 1, name)
         elif delivered(answer):
-            self._refused, self.refusal = 0, ""
+            self._refused.pop(site, None)
 
     def wanted(self) -> int:
         """How many more hits to claim for it now."""

@@ -19,6 +19,12 @@ MAX_WAITING = 16_384
 
 GATHER_FROM, GATHER_S = 4, 0.0005
 """After a batch of at least so many, others are on their way: a moment's rest makes the next batch worth its commit."""
+BATCH_HITS = 1024
+"""At most so many share a commit: what waits behind them is the next batch."""
+TEND_S = 1.0
+"""After so long without a beacon the writer looks after its storage."""
+COUNTS_S = 1.0
+"""Between two tries to write counts while beacons are refused."""
 WATCH_S = 0.25
 """Between two looks of the watch at how long the commit under way has taken."""
 
@@ -34,13 +40,20 @@ class GroupCommit(Entered):
     """Gathers appends from an event loop and from threads, and commits them from a thread of its own."""
 
     def __init__(
-        self, commit: Commit, finish: Callable[[], None], patience_s: float = 5.0, tell: Callable[[], None] = lambda: None
+        self,
+        commit: Commit,
+        finish: Callable[[], None],
+        patience_s: float = 5.0,
+        tell: Callable[[], None] = lambda: None,
+        tend: Callable[[], None] = lambda: None,
     ) -> None:
-        """`tell` is called a few times a second, from a thread of its own."""
+        """`tell` is called a few times a second, from a thread of its own; `tend` by the writer's thread when nothing came for
+        TEND_S. It must not raise."""
         self.stats = IntakeStats()
         self._commit = commit
         self._finish = finish
         self._tell = tell
+        self._tend = tend
         self._patience_s = patience_s
         self._committing: list[Waiter] = []
         self._began = 0.0
@@ -48,6 +61,8 @@ class GroupCommit(Entered):
         self._hits: list[Hit] = []
         self._waiters: list[Waiter] = []
         self._counts: Counts = Counter()
+        self._counted = 0.0
+        """When counts were last tried alone while beacons were refused (monotonic)."""
         self._bell = threading.Condition(threading.Lock())
         self._idle = False
         self._closing = False
@@ -87,25 +102,18 @@ class GroupCommit(Entered):
     def _run(self) -> None:
         while True:
             with self._bell:
-                while not (self._hits or self._counts or self._closing):
-                    self._idle = True
-                    self._bell.wait()
-                self._idle = False
-                hits, self._hits = self._hits, []
-                waiters, self._waiters = self._waiters, []
+                if not (self._hits or self._counts or self._closing):
+                    self._rest(TEND_S)
+                hits, self._hits = self._hits[:BATCH_HITS], self._hits[BATCH_HITS:]
+                waiters, self._waiters = self._waiters[:BATCH_HITS], self._waiters[BATCH_HITS:]
                 counts, self._counts = self._counts, Counter()
                 if self._closing and not hits and not counts:
                     break
-                self._committing, self._began = waiters, time.monotonic()
-            error: SpoolRefused | None = None
-            try:
-                self._commit(hits, counts)
-            except Exception as failure:  # whatever it is: the writer lives on, and every waiter is told
-                error = failure if isinstance(failure, SpoolRefused) else SpoolRefused(repr(failure))
-                with self._bell:
-                    retry_counts = not self._closing
-                    if retry_counts:
-                        self._counts.update(counts)
+                self._committing, self._began = waiters, time.monotonic() if hits or counts else 0.0
+            if not hits and not counts:
+                self._tend()
+                continue
+            error = self._try(hits, counts)
             with self._bell:
                 began = self._began
                 waiters, self._committing, self._began = self._committing, [], 0.0  # without those who were told meanwhile
@@ -115,15 +123,40 @@ class GroupCommit(Entered):
                 self.stats.batch_hits.observe(len(hits))
             if len(hits) >= GATHER_FROM:
                 time.sleep(GATHER_S)
-            if error is not None and not hits:
-                if self._closing:
-                    break
-                with self._bell:  # only counts to write, and no room for them: wait for the next append or close
-                    self._idle = True
-                    self._bell.wait(timeout=1.0)
-                    self._idle = False
+            if error is not None and not self._keep(counts, alone=not hits):
+                break
         self._ended.set()
         self._finish()
+
+    def _try(self, hits: list[Hit], counts: Counts) -> SpoolRefused | None:
+        try:
+            self._commit(hits, counts)
+        except Exception as failure:  # whatever it is: the writer lives on, and every waiter is told
+            return failure if isinstance(failure, SpoolRefused) else SpoolRefused(repr(failure))
+        return None
+
+    def _keep(self, counts: Counts, alone: bool) -> bool:
+        """Counts that are not written yet: while beacons are refused they are tried alone now and then, since there may be room
+        for them. False if it is no use to go on, in the end."""
+        written = False
+        if counts and not alone and time.monotonic() - self._counted >= COUNTS_S:
+            self._counted, alone = time.monotonic(), True
+            written = self._try([], counts) is None
+        with self._bell:
+            if not written:
+                self._counts.update(counts)
+            if alone and not written:
+                if self._closing:
+                    return False
+                if not self._hits:
+                    self._rest(COUNTS_S)
+        return True
+
+    def _rest(self, seconds: float) -> None:
+        """Until something comes, or for so long. Holding the bell."""
+        self._idle = True
+        self._bell.wait(seconds)
+        self._idle = False
 
     def _overdue(self) -> bool:
         return self._began > 0 and time.monotonic() - self._began > self._patience_s

@@ -5,7 +5,6 @@ who may ask. The page itself is the files beside this one: nothing on it comes f
 """
 
 import asyncio
-import sqlite3
 import time
 from importlib.resources import files
 
@@ -75,7 +74,7 @@ def routes(look: Look) -> list[BaseRoute]:
         async with replaying:
             try:
                 n = await asyncio.to_thread(_replay, look, reason)
-            except (SpoolError, OSError, sqlite3.Error) as error:
+            except (SpoolError, OSError) as error:
                 return _json({"error": f"nothing, or not all, was replayed: {error}"}, 503)
         log.info("dead letters replayed from the status page", reason=reason or "all", letters=n)
         return _json({"replayed": n})

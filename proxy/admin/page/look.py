@@ -6,7 +6,6 @@ read only while a page is open. What takes long is read more rarely, and a disk 
 
 import asyncio
 import contextlib
-import sqlite3
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -90,8 +89,8 @@ class Look:
         self.config = config
         self.failure = ""
         """Why the last reading failed; "" if it did not."""
-        self.unready = ""
-        """Where it did: why beacons are not taken meanwhile; "" if they are."""
+        self.unready: str | None = None
+        """Where it did: why beacons are not taken meanwhile; "" if they are, None before that was checked."""
         self._reading: Reading | None = None
         self._samples: deque[Sample] = deque(maxlen=KEPT)
         self._numbered = 0
@@ -132,8 +131,8 @@ class Look:
             try:
                 await asyncio.to_thread(self._read, looked_at)
                 self.failure = ""
-            except (SpoolError, OSError, sqlite3.Error) as error:
-                self.unready = await asyncio.to_thread(self._unready) if looked_at else ""
+            except (SpoolError, OSError) as error:
+                self.unready = await asyncio.to_thread(self._unready) if looked_at else None
                 self.failure = str(error)
             if looked_at:
                 self._was_read.set()

@@ -271,7 +271,7 @@ let timer = 0, turning = false, again = false, heard = 0;
 
 function show(told) {
   say(byId("version"), told.version);
-  showVerdict(told.verdict, !told.unready);
+  showVerdict(told.verdict, told.unready === null ? null : !told.unready);
   fresh(Boolean(told.ledger));
   if (!told.ledger) return;
   showLedger(told.ledger, told.off);

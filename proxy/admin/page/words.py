@@ -62,9 +62,12 @@ def now(reading: Reading, now_ms: int, *, values: bool = False) -> dict[str, Any
     }
 
 
-def away(failure: str, unready: str) -> dict[str, Any]:
-    """What can be said while the spool's servers cannot be read: no figures, since old ones would pass for those of now."""
-    words = Verdict("warn", "The spool's servers cannot be read", f"Beacons are taken meanwhile. {_sentence(failure)}")
+def away(failure: str, unready: str | None) -> dict[str, Any]:
+    """What can be said while the spool's servers cannot be read: no figures, since old ones would pass for those of now.
+    `unready`: None where it is not known whether beacons are taken.
+    """
+    taken = "Beacons are taken meanwhile. " if unready is not None else ""
+    words = Verdict("warn", "The spool's servers cannot be read", f"{taken}{_sentence(failure)}")
     return {"version": __version__, "verdict": _not_taking(unready) if unready else words, "unready": unready}
 
 

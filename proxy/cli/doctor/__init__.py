@@ -6,7 +6,6 @@ thread with a limit of its own, so that a disk or a network that does not answer
 
 import json
 import queue
-import sqlite3
 import sys
 import threading
 import time
@@ -127,7 +126,7 @@ def within(check: Check, installation: Installation) -> Iterator[Finding]:
         try:
             for finding in check.look(installation):
                 found.put(finding)
-        except (httpx.HTTPError, OSError, sqlite3.Error, SpoolError) as error:
+        except (httpx.HTTPError, OSError, SpoolError) as error:
             found.put(wrong(f"{error or type(error).__name__}", "mend what it names, then run doctor again"))
         except Exception as error:  # the doctor's own mistake is not the patient's
             found.put(skipped(f"this check itself failed: {type(error).__name__}: {error}"))

@@ -11,6 +11,7 @@ from proxy.outcome import Outcome
 from proxy.spool.fallback import mark
 from proxy.spool.jetstream.address import parse
 from proxy.spool.jetstream.intake import JetStreamIntake
+from proxy.spool.jetstream.publisher import UNANSWERED
 from proxy.spool.port import SpoolConfig, SpoolRefused
 from proxy.spool.sqlite import file
 from proxy.spool.sqlite.lane import Lane
@@ -45,14 +46,12 @@ class FallbackIntake(Entered):
 
     def enter(self, hit: Hit, waiter: Waiter) -> None:
         """Take the hit, and tell the waiter what became of it. Raises SpoolRefused if neither has taken it."""
-        reason = "no connection to the spool"
         if self._answers():
-            try:
+            with contextlib.suppress(SpoolRefused):  # it has logged why
                 self._engine.enter(hit, waiter)
                 return
-            except SpoolRefused as refused:
-                reason = str(refused)
-        self._engine.note(reason)
+        else:
+            self._engine.note(hit.site, "no connection to the spool" if self._engine.away else UNANSWERED)
         self._lane.enter(hit, waiter)
 
     def drop(self, site: str, outcome: Outcome) -> None:

@@ -9,10 +9,9 @@ stream is not to be had or has no room, are put behind all others.
 import contextlib
 import fcntl
 import os
-import sqlite3
 import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,8 @@ from proxy.spool.jetstream.publisher import Publisher, lasting
 from proxy.spool.jetstream.refusal import for_want_of_room
 from proxy.spool.jetstream.shelf import Shelf
 from proxy.spool.port import SpoolConfig, SpoolError
-from proxy.spool.sqlite import file
+from proxy.spool.sqlite import database, file
+from proxy.spool.sqlite.disk import Disk
 
 LOOK_S = 0.5
 """Between two looks whether there is anything to move, and two tries after one that failed."""
@@ -45,6 +45,8 @@ HELD_S = 10.0
 """A lock that another has for longer is told of, once."""
 STUCK_S = 30.0
 """A turn that takes longer never ends."""
+FILE, ROWS, COUNTS = "file", "rows", "counts"
+"""What can be stuck of a lane."""
 
 
 class Mover:
@@ -59,12 +61,15 @@ class Mover:
         self._directory = Path(config.fallback.partition(":")[2])
         mark.look(self._directory, address.stream)
         self._max_bytes = config.max_bytes
+        self._disk = Disk(self._directory, config.max_bytes)
         self._names = Names(address.stream)
-        self._publisher = Publisher()
+        self._publisher, self._sizes = Publisher(), streams.Sizes(self._names)
         self._shelf = Shelf(self._names, address.replicas, self._publisher)
         self._lanes: dict[Path, LaneTransfer] = {}
         self._stopping = threading.Event()
         self._trouble = Trouble()
+        self._stuck: dict[tuple[Path, str], str] = {}
+        """Lane and what of it (its file, its rows, its counts) → why it could not be moved when it was last tried."""
         self._began_to_wait = float("inf") if among_others else None
         """For the directory's lock (monotonic); infinite once that was told."""
         self._moved = 0
@@ -116,7 +121,7 @@ class Mover:
             self._link = Link(self._address, "beacon-proxy mover", self._publisher.subscribe, quiet=True, patient=True)
         except SpoolError as error:
             _let_go(held)
-            self._note(str(error))
+            self._tell(str(error))
             return None
         return held
 
@@ -124,19 +129,30 @@ class Mover:
         """A batch of each lane; how many rows and counts were moved."""
         if self._link.client() is None:
             return 0
-        moved, self._refused = 0, False
-        for path in file.lane_files(self._directory):
+        moved, self._refused, full = 0, False, False
+        paths = file.lane_files(self._directory)
+        self._stuck = {(path, what): why for (path, what), why in self._stuck.items() if path in paths}
+        for path in paths:
+            opened = file.inode(path)
             try:
                 lane = self._lane(path)
-                if lane.waits() and self._room():
+                opened = lane.inode
+                if not lane.waits():
+                    self._stuck.pop((path, ROWS), None)
+                    self._stuck.pop((path, COUNTS), None)
+                elif self._room():
                     moved += self._move(lane) + self._move_counts(lane)
-            except (sqlite3.Error, OSError, SpoolError) as error:
-                self._note(f"{path}: {error}")
+                else:
+                    full = True
+                self._stuck.pop((path, FILE), None)
+            except (database.Error, OSError, SpoolError) as error:
+                self._stuck[path, FILE] = f"{path}: {error}"
                 self._forget(path)
-                if isinstance(error, sqlite3.Error) and file.is_corrupt(error):
-                    log.error("a corrupt lane is set aside", lane=str(path), aside=str(file.set_aside(path)))
+                if database.is_corrupt(error):
+                    log.error("a corrupt lane is set aside", lane=str(path), aside=str(file.set_aside(path, opened)))
         if self._refused and not moved:
             self._room_looked, self._has_room = time.monotonic(), False
+        self._tell(next(iter(self._stuck.values()), f"the spool holds max_bytes ({self._max_bytes})" if full else ""))
         self._moved += moved
         if not moved and self._moved:
             log.info("moved from the fallback into the spool", beacons=self._moved)
@@ -150,7 +166,7 @@ class Mover:
             lane = None
         if lane is None:
             mark.look(self._directory, self._names.base)  # as long as there was none, another spool may have taken it
-            lane = self._lanes[path] = LaneTransfer(path)
+            lane = self._lanes[path] = LaneTransfer(path, self._disk)
         return lane
 
     def _forget(self, path: Path) -> None:
@@ -167,10 +183,13 @@ class Mover:
             batch, ids = [row.hit for row in rows], [row.message for row in rows]
             errors = self._on_link(self._shelf.put(self._link, batch, ids, PATIENCE_S), len(rows))
             moved = [row for row, error in zip(rows, errors, strict=True) if not error]
+            self._note(lane, ROWS, errors)
             if not moved and not any(map(lasting, errors)) and not self._answers():
                 break  # it is not for the sake of one of them
             self._refused = self._refused or any(map(for_want_of_room, errors))
             lane.end(moved, [row for row, error in zip(rows, errors, strict=True) if error])
+            if lane.has_retried(rows):
+                self._stuck.pop((lane.path, ROWS), None)
             if moved:
                 return len(moved)
         return 0
@@ -196,6 +215,9 @@ class Mover:
         errors = self._on_link(self._publisher.publish(self._link, messages, PATIENCE_S), len(counts))
         moved = [count for count, error in zip(counts, errors, strict=True) if not error]
         lane.end_counts(moved)
+        if not any(errors):
+            self._stuck.pop((lane.path, COUNTS), None)
+        self._note(lane, COUNTS, errors)
         return len(moved)
 
     def _on_link(self, call: Coroutine[Any, Any, list[str]], size: int) -> list[str]:
@@ -204,19 +226,22 @@ class Mover:
             errors = self._link.run(call, PATIENCE_S + 1.0)
         except Exception as error:
             errors = [str(error) or type(error).__name__] * size
-        self._note(next(filter(None, errors), ""))
         return errors
 
     def _room(self) -> bool:
         """Whether the spool holds less than max_bytes; what was known last, if nobody says."""
         if time.monotonic() - self._room_looked >= ROOM_S and (client := self._link.client()) is not None:
             self._room_looked = time.monotonic()
-            with contextlib.suppress(Exception):  # streams that are not there have room
-                self._has_room = True
-                self._has_room = self._link.run(streams.used_bytes(client, self._names), PATIENCE_S) < self._max_bytes
+            with contextlib.suppress(Exception):
+                self._has_room = self._link.run(self._sizes.read(client), PATIENCE_S) < self._max_bytes
         return self._has_room
 
-    def _note(self, reason: str) -> None:
+    def _note(self, lane: LaneTransfer, what: str, errors: Sequence[str]) -> None:
+        if reason := next(filter(None, errors), ""):
+            self._stuck[lane.path, what] = reason
+
+    def _tell(self, reason: str) -> None:
+        """At the end of a turn: log once why something cannot be moved, and once ("") that all of it can."""
         if reason:
             if self._trouble.begins():
                 log.warning("the fallback cannot be emptied yet", reason=reason)

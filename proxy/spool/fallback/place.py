@@ -1,7 +1,6 @@
 """A spool with a fallback, as a place: the servers', with this host's lanes added."""
 
 import contextlib
-import sqlite3
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,7 +11,8 @@ from proxy.spool.fallback.book import book_of
 from proxy.spool.fallback.intake import FallbackIntake
 from proxy.spool.jetstream.place import JetStreamPlace
 from proxy.spool.port import Intake, IntakeStats, Ledger, SpoolConfig, SpoolError, beacons_wait
-from proxy.spool.sqlite import file, survey
+from proxy.spool.sqlite import survey
+from proxy.spool.sqlite.disk import Disk
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -35,7 +35,9 @@ class FallbackPlace(JetStreamPlace):
         super().look_at()  # a missing package or file is told at the start, before anything is made
         survey.prepare_directory(self._directory, "fallback")
         mark.put(Path(self._directory), self._address.stream)
-        file.keep_reserve(Path(self._directory))  # without it the lane would pass for a full one until it is first used
+        Disk(
+            Path(self._directory), self._config.max_bytes
+        ).keep_reserve()  # without it the lane would pass for a full one until it is first used
         try:
             super().prepare()
         except SpoolError as error:  # whatever it is, beacons have a place meanwhile
@@ -74,7 +76,7 @@ class FallbackPlace(JetStreamPlace):
             return super()._ask(call, *patience_s)
         except SpoolError as error:
             waits = ""
-            with contextlib.suppress(SpoolError, OSError, sqlite3.Error):  # lanes that cannot be read: nothing is said of them
+            with contextlib.suppress(SpoolError, OSError):  # lanes that cannot be read: nothing is said of them
                 if n := self.fallback_pending():
                     waits = f"; {beacons_wait(n)} in {self._config.fallback} meanwhile"
             raise type(error)(f"{error}{waits}") from None

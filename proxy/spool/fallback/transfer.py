@@ -8,6 +8,7 @@ What a reader sees between the two is too small by the rows under way, and never
 here go the same way: set apart under a token, published under it, and deleted.
 """
 
+import functools
 import secrets
 from collections import Counter
 from collections.abc import Sequence
@@ -22,8 +23,10 @@ from proxy.hit import DEFAULT_SITE, Hit
 from proxy.outcome import Ending, Outcome
 from proxy.spool.jetstream.names import token
 from proxy.spool.port import RECEIVED, REFUSED
-from proxy.spool.sqlite import file
-from proxy.spool.sqlite.file import DOUBTFUL, MOVING, TALLY
+from proxy.spool.sqlite import database, file
+from proxy.spool.sqlite.disk import Disk, in_pieces
+from proxy.spool.sqlite.file import DOUBTFUL, MOVING
+from proxy.spool.sqlite.reader import SameNumber
 
 BATCH = 256
 """Rows under way at once. A constant: a mover that begins anew must find the same ones."""
@@ -59,36 +62,47 @@ class Count(NamedTuple):
 
 
 class LaneTransfer:
-    """Methods raise sqlite3.Error, and can be called again."""
+    """Methods raise database.Error and OSError, and can be called again. Where the disk is full they make room (Disk.settle)."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises SpoolError for a file of a newer version."""
+    def __init__(self, path: Path, disk: Disk | None = None) -> None:
+        """Raises SameNumber for a copy, SpoolError for a file of a newer version."""
         self.path, self.inode = path, file.inode(path)
-        self._db = file.open_file(path, durability="os", busy_s=BUSY_S, polls=True)  # what is moved twice counts once
-        self._identity = file.identity(self._db)
+        self._disk = disk or Disk(path.parent)
+        # What is moved twice counts once, so an unsynced end does no harm.
+        self._db = self._disk.settle(lambda: file.open_file(path, self._disk, busy_s=BUSY_S, polls=True))
+        self._number = file.number(self._db)
+        self._guard = file.guard(self._number)
+        if self._guard is None:
+            self._db.close()
+            raise SameNumber(f"{path} bears the number of a lane that is being moved already: it is a copy of it; remove it")
         self._behind = 0
         """The first of the rows that were put behind in this round."""
+        self._last_failed = 0
+        """The last of the rows that were put behind."""
 
     def waits(self) -> bool:
         """Whether there is anything to be moved."""
         rows = "EXISTS (SELECT 1 FROM fresh) OR EXISTS (SELECT 1 FROM waiting)"
         counts = f"EXISTS (SELECT 1 FROM ledger WHERE name GLOB '{APART}*' OR n > 0 AND name IN ({MARKS}))"
-        return bool(self._db.execute(f"SELECT {rows} OR {counts}", COUNTED).fetchone()[0])
+        return bool(database.row(self._db, f"SELECT {rows} OR {counts}", COUNTED)[0])
 
     def begin(self) -> list[Row]:
         """The oldest rows: those that were begun and not ended, else the next."""
+        return self._disk.settle(self._begin, self._db)
+
+    def _begin(self) -> list[Row]:
         self._make_fresh()
-        found = self._db.execute("SELECT id, hit FROM fresh ORDER BY id LIMIT ?", (BATCH,)).fetchall()
+        found = database.rows(self._db, "SELECT id, hit FROM fresh ORDER BY id LIMIT ?", (BATCH,))
         rows, unreadable = [], []
         for id, blob in found:
             try:
                 hit = hits.decode(blob)
-                rows.append(Row(id, hit, hit.id or f"{self._identity:x}.{id:x}"))
+                rows.append(Row(id, hit, hit.id or f"{self._number:x}.{id:x}"))
             except (msgspec.DecodeError, UnicodeDecodeError):
                 unreadable.append(id)
         if found:
-            with file.transaction(self._db):
-                before = self._db.execute("SELECT site, n FROM ledger WHERE name = ? AND n <> 0", (MOVING,)).fetchall()
+            with database.transaction(self._db):
+                before = database.rows(self._db, "SELECT site, n FROM ledger WHERE name = ? AND n <> 0", (MOVING,))
                 moving = Counter(row.hit.site for row in rows if not row.hit.id)
                 moving.subtract(dict(before))
                 self._tally(
@@ -99,58 +113,87 @@ class LaneTransfer:
 
     def end(self, moved: Sequence[Row], failed: Sequence[Row]) -> None:
         """Those are in the spool. The failed ones, for their own sake or their site's, are tried again after all others."""
-        ids = msgspec.json.encode([row.id for row in (*moved, *failed)]).decode()
-        certain = Counter(row.hit.site for row in (*moved, *failed) if not row.hit.id)
-        doubtful = Counter(row.hit.site for row in moved if row.hit.id)
-        doubtful.subtract(row.hit.site for row in failed if not row.hit.id)
-        with file.transaction(self._db):
-            if failed and self.went_round(failed[0]):
-                self._behind = self._db.execute("SELECT max(id) + 1 FROM fresh").fetchone()[0]
-            self._db.execute("DELETE FROM fresh WHERE id IN (SELECT value FROM json_each(?))", (ids,))
-            last = [(hits.encode(replace(row.hit, id=row.message)),) for row in failed]
-            self._db.executemany("INSERT INTO fresh (hit) VALUES (?)", last)
+        if failed and self.went_round(failed[0]):
+            self._behind = database.row(self._db, "SELECT max(id) + 1 FROM fresh")[0]
+        for rows, end in ((moved, self._delete), (failed, self._put_behind)):
+            self._disk.settle(functools.partial(in_pieces, rows, end, self._disk.is_full), self._db)
+
+    def _delete(self, moved: Sequence[Row]) -> int:
+        with database.transaction(self._db):
+            there = self._take(moved)
             self._tally(
-                *((site, MOVING, -n) for site, n in certain.items()), *((site, DOUBTFUL, -n) for site, n in doubtful.items())
+                *((site, MOVING, -n) for site, n in Counter(row.hit.site for row in there if not row.hit.id).items()),
+                *((site, DOUBTFUL, -n) for site, n in Counter(row.hit.site for row in there if row.hit.id).items()),
             )
+        return len(there)
+
+    def _put_behind(self, failed: Sequence[Row]) -> int:
+        with database.transaction(self._db):
+            there = self._take(failed)
+            for row in there:
+                self._db.execute("INSERT INTO fresh (hit) VALUES (?)", (hits.encode(replace(row.hit, id=row.message)),))
+            for site, n in Counter(row.hit.site for row in there if not row.hit.id).items():
+                self._tally((site, MOVING, -n), (site, DOUBTFUL, n))
+            self._last_failed = self._db.last_insert_rowid()
+        return len(there)
+
+    def _take(self, rows: Sequence[Row]) -> list[Row]:
+        """Delete them; those that were there, since this may be a second try."""
+        ids = msgspec.json.encode([row.id for row in rows]).decode()
+        query = "DELETE FROM fresh WHERE id IN (SELECT value FROM json_each(?)) RETURNING id"
+        there = {id for (id,) in database.rows(self._db, query, (ids,))}
+        return [row for row in rows if row.id in there]
 
     def went_round(self, row: Row) -> bool:
         """Whether the row was put behind in this round already, so that all others have had their turn."""
         return row.id >= self._behind
 
+    def has_retried(self, rows: Sequence[Row]) -> bool:
+        """Whether, with these rows, all that failed have had another turn."""
+        return rows[-1].id >= self._last_failed
+
     def begin_counts(self) -> list[Count]:
         """What was counted here and not stored: set apart earlier, else now."""
         if not (apart := self._apart()):
-            counted = self._db.execute(f"SELECT site, name, n FROM ledger WHERE n > 0 AND name IN ({MARKS})", COUNTED).fetchall()
-            if counted:
-                drawn = secrets.token_urlsafe(9)
-                with file.transaction(self._db):
-                    self._tally(*((site, name, -n) for site, name, n in counted))
-                    self._tally(*((site, RECEIVED, -n) for site, name, n in counted if name in DROPPED))
-                    self._tally(*((site, f"{APART}{drawn}:{name}", n) for site, name, n in counted))
-                apart = self._apart()
+            apart = self._disk.settle(self._set_apart, self._db)
         return [Count(site, name.rpartition(":")[2], n, name) for site, name, n in apart]
+
+    def _set_apart(self) -> list[tuple[str, str, int]]:
+        counted = database.rows(self._db, f"SELECT site, name, n FROM ledger WHERE n > 0 AND name IN ({MARKS})", COUNTED)
+        if counted:
+            drawn = secrets.token_urlsafe(9)
+            with database.transaction(self._db):
+                self._tally(*((site, name, -n) for site, name, n in counted))
+                self._tally(*((site, RECEIVED, -n) for site, name, n in counted if name in DROPPED))
+                self._tally(*((site, f"{APART}{drawn}:{name}", n) for site, name, n in counted))
+        return self._apart()
 
     def end_counts(self, counts: Sequence[Count]) -> None:
         """Those are in the spool."""
-        with file.transaction(self._db):
-            moved = [(count.site, count.apart) for count in counts]
-            self._db.executemany("DELETE FROM ledger WHERE site = ? AND name = ?", moved)
+
+        def delete() -> None:
+            with database.transaction(self._db):
+                for count in counts:
+                    self._db.execute("DELETE FROM ledger WHERE site = ? AND name = ?", (count.site, count.apart))
+
+        self._disk.settle(delete, self._db)
 
     def close(self) -> None:
         self._db.close()
+        if self._guard is not None:
+            self._guard.close()
 
     def _apart(self) -> list[tuple[str, str, int]]:
-        return self._db.execute(
-            "SELECT site, name, n FROM ledger WHERE name GLOB ? ORDER BY site, name", (f"{APART}*",)
-        ).fetchall()
+        return database.rows(self._db, "SELECT site, name, n FROM ledger WHERE name GLOB ? ORDER BY site, name", (f"{APART}*",))
 
     def _make_fresh(self) -> None:
         """Hits may wait for another try where a forwarder was at work on the directory before: the next try is the spool's."""
-        waiting = self._db.execute("SELECT id, hit FROM waiting ORDER BY due_ms LIMIT ?", (BATCH,)).fetchall()
+        waiting = database.rows(self._db, "SELECT id, hit FROM waiting ORDER BY due_ms LIMIT ?", (BATCH,))
         if waiting:
-            with file.transaction(self._db):
-                self._db.executemany("DELETE FROM waiting WHERE id = ?", [(id,) for id, _ in waiting])
-                self._db.executemany("INSERT INTO fresh (hit) VALUES (?)", [(blob,) for _, blob in waiting])
+            with database.transaction(self._db):
+                for id, blob in waiting:
+                    self._db.execute("DELETE FROM waiting WHERE id = ?", (id,))
+                    self._db.execute("INSERT INTO fresh (hit) VALUES (?)", (blob,))
 
     def _bury(self, unreadable: Sequence[int]) -> None:
         """A record that cannot be read holds up nothing: it stays here, as a dead letter."""
@@ -163,4 +206,4 @@ class LaneTransfer:
             self._tally((DEFAULT_SITE, Outcome.UNREADABLE.value, len(unreadable)))
 
     def _tally(self, *counts: tuple[str, str, int]) -> None:
-        self._db.executemany(TALLY, [count for count in counts if count[2]])
+        self._db.execute(file.TALLY, (msgspec.json.encode([count for count in counts if count[2]]).decode(),))

@@ -180,13 +180,10 @@ class Flights:
             heapq.heapify(self._waiting)
             return mine
 
-    def unheard(self, since: float) -> list[str]:
-        """Where to tell the server of those of which it was told nothing since then (monotonic); now it is."""
+    def unheard(self, since: float) -> list[Flight]:
+        """Those of which the server has heard nothing since then (monotonic). Set `heard` once it has."""
         with self._lock:
-            found = [flight for flight in self._all.values() if flight.reply and flight.heard < since]
-            for flight in found:
-                flight.heard = time.monotonic()
-            return [flight.reply for flight in found]
+            return [flight for flight in self._all.values() if flight.reply and flight.heard < since]
 
     def clear(self) -> list[str]:
         """Hand all of them back."""

@@ -46,6 +46,8 @@ LONGEST_PATIENCE_S = streams.HITS_WINDOW_S / 2
 """A hit that is repeated later might be stored twice."""
 LAST_COUNTS_S = 1.0
 """For what was counted and not yet added, at the end."""
+FORGET_S = 60.0
+"""A site of which no beacon came for so long says nothing of whether they are stored."""
 LOOK_S = 5.0
 """Between two looks at how much the streams hold, and two reports of how it goes."""
 
@@ -80,15 +82,15 @@ class JetStreamIntake(Entered):
         self._no_room: dict[str, str] = {}
         """Site → with which words its stream's servers refused it; until the next look."""
         self.hangs: dict[str, str] = {}
-        """Site → why its last batch was not answered in time; empty once any was. Meanwhile one hit at a time tries whether it is
-        so."""
+        """Site → why its last batch was not answered in time; empty once a server has stored or refused anything: servers do not
+        hang because one site's stream does. Meanwhile one hit at a time tries whether it is so."""
         self._trouble = Trouble()
-        self._stored = float("-inf")
-        """When something was last stored (monotonic): servers do not hang because one site's stream does."""
+        self._failing: dict[str, float] = {}
+        """Site → when (monotonic) one of its hits was last not stored; until one is."""
         self._publisher = Publisher()
         self._shelf = Shelf(self._names, address.replicas, self._publisher)
         self._tally = Tally(self._names, self._publisher, self._ids)
-        self._tap = Tap(self._names)
+        self._tap, self._sizes = Tap(self._names), streams.Sizes(self._names)
         self._under_way: set[asyncio.Task[None]] = set()
         self._link = Link(address, "beacon-proxy collector", self._subscribe, patient=rescue is not None)
         patience = (self._patience_s,) if rescue is not None else ()  # else there is nothing to begin with
@@ -134,21 +136,29 @@ class JetStreamIntake(Entered):
     def enter(self, hit: Hit, waiter: Waiter) -> None:
         """Take the hit, and tell the waiter what became of it. Raises SpoolRefused if it was not even taken."""
         with self._lock:
-            down_since = self._link.down_since
             if self._closing:
                 raise SpoolRefused("the spool is closed")
-            if down_since is not None and time.monotonic() - down_since > self._patience_s:
-                raise SpoolRefused(f"no connection to the spool: {self._link.trouble}")
-            if full := self._full or self._no_room.get(hit.site):
-                raise SpoolRefused(full)
-            if self._waiting and (reason := self.hangs.get(hit.site)):
-                raise SpoolRefused(reason)
-            if self._waiting_of[hit.site] >= MAX_WAITING - self._waiting:
-                raise SpoolRefused("the spool's servers are too slow: too many beacons wait for them")
-            self._waiting += 1
-            self._waiting_of[hit.site] += 1
-            self._hits.append((hit, waiter))
-            self._ring()
+            if not (reason := self._why_not(hit.site)):
+                self._waiting += 1
+                self._waiting_of[hit.site] += 1
+                self._hits.append((hit, waiter))
+                self._ring()
+                return
+        self.note(hit.site, reason)
+        raise SpoolRefused(reason)
+
+    def _why_not(self, site: str) -> str:
+        """Why a hit of that site is not even taken; "" if it is. With the lock."""
+        down_since = self._link.down_since
+        if down_since is not None and time.monotonic() - down_since > self._patience_s:
+            return f"no connection to the spool: {self._link.trouble}"
+        if full := self._full or self._no_room.get(site):
+            return full
+        if self._waiting and (reason := self.hangs.get(site)):
+            return reason
+        if self._waiting_of[site] >= MAX_WAITING - self._waiting:
+            return "the spool's servers are too slow: too many beacons wait for them"
+        return ""
 
     def _ring(self) -> None:
         """With the lock."""
@@ -204,14 +214,17 @@ class JetStreamIntake(Entered):
         finally:
             with self._lock:
                 told(left)
-                if not all(errors):
-                    self.hangs, self._stored = {}, time.monotonic()
-                elif time.monotonic() - began >= 0.9 * self._patience_s and self._stored < began:
+                if self._publisher.heard >= began:
+                    self.hangs = {}
+                elif time.monotonic() - began >= 0.9 * self._patience_s:
                     self.hangs |= {hit.site: error for (hit, _), error in zip(batch, errors, strict=True)}
                 if any(errors):  # until the next look: the room that deliveries make is for what they have to store, first
                     self._no_room |= {hit.site: why for (hit, _), why in zip(batch, errors, strict=True) if for_want_of_room(why)}
             self._tell(batch, ids, errors, left)
-            self.note(next(filter(None, errors), ""))
+            if self._failing:
+                self._note_stored({hit.site for (hit, _), why in zip(batch, errors, strict=True) if not why})
+            for site, why in {hit.site: why for (hit, _), why in zip(batch, errors, strict=True) if why}.items():
+                self.note(site, why)
         if not any(errors):
             self.stats.commit_seconds.observe(time.monotonic() - began)
             self.stats.batch_hits.observe(len(batch))
@@ -236,20 +249,31 @@ class JetStreamIntake(Entered):
         while True:
             with contextlib.suppress(Exception):  # no answer: what was known last is still the best guess
                 if (client := self._link.client()) is not None:
-                    used = await streams.used_bytes(client, self._names)
+                    used = await self._sizes.read(client)
                     self._no_room = {}
                     self._full = f"the spool holds max_bytes ({self._max_bytes})" if used >= self._max_bytes else ""
                     await client.publish(self._names.state_of("collector", self._me), msgspec.json.encode(self.stats))
             await asyncio.sleep(LOOK_S)
 
-    def note(self, reason: str) -> None:
-        """Tell of it once that hits are not stored, and why; and once ("") that they are again."""
-        if reason:
-            if not self._trouble.begins():
-                return
-            if self._rescue is None:
-                log.error("refusing beacons", reason=reason)
-            else:
-                log.warning("beacons go to the fallback", reason=reason)
-        elif self._trouble.ends():
+    def note(self, site: str, reason: str) -> None:
+        """Log once that hits are not stored, and why. From any thread."""
+        with self._lock:
+            self._failing[site] = time.monotonic()
+        if not self._trouble.begins():
+            return
+        if self._rescue is None:
+            log.error("refusing beacons", reason=reason)
+        else:
+            log.warning("beacons go to the fallback", reason=reason)
+
+    def _note_stored(self, sites: Iterable[str]) -> None:
+        """Log once that hits of all sites are stored again: the success of one site says nothing of another."""
+        with self._lock:
+            for site in sites:
+                self._failing.pop(site, None)
+            lately = time.monotonic() - FORGET_S
+            over = all(at < lately for at in self._failing.values())
+            if over:
+                self._failing.clear()
+        if over and self._trouble.ends():
             log.warning("storing again" if self._rescue is None else "beacons go to the spool again")

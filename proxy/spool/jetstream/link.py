@@ -60,8 +60,8 @@ class Link:
         """Why there is no connection; "" while there is one."""
         self.down_since: float | None = float("-inf")
         """Since when (monotonic); None while there is a connection."""
-        self.denied = ""
-        """What the server last said that this user may not do; it answers no request of that kind."""
+        self._denied, self._denied_at = "", float("-inf")
+        """What the server last said that this user may not do, and when (monotonic); it answers no request of that kind."""
         self.generation = 0
         """How often it was connected: what was sent in an earlier one may not have arrived."""
         self._moved, self._shunned = float("-inf"), ""
@@ -104,6 +104,7 @@ class Link:
             return
         self._moved, self._shunned = now, client.connected_url.netloc if client.connected_url else ""
         log.warning("the server does not answer: another is tried", server=self._shunned)
+        self._down("it does not answer", self._shunned)  # now: closing may take too long to say so
         with contextlib.suppress(Exception):
             async with asyncio.timeout(CONNECT_S):
                 await client.close()
@@ -120,6 +121,7 @@ class Link:
 
     def ask(self, call: Coroutine[Any, Any, T], patience_s: float) -> T:
         """From another thread: the call's result. Whatever goes wrong is a SpoolError in plain words."""
+        began = time.monotonic()
         try:
             return self.run(call, patience_s)
         except SpoolError:
@@ -127,8 +129,13 @@ class Link:
         except Exception as error:
             if self.trouble:
                 raise self.unreachable() from None
-            unanswered = isinstance(error, TimeoutError) and not self.denied
-            raise (ServersAway if unanswered else SpoolError)(f"spool: {self.denied or in_words(error)}") from None
+            denied = self.denied_since(began)
+            unanswered = isinstance(error, TimeoutError) and not denied
+            raise (ServersAway if unanswered else SpoolError)(f"spool: {denied or in_words(error)}") from None
+
+    def denied_since(self, began: float) -> str:
+        """What the server has said since then (monotonic) that this user may not do; "" if nothing."""
+        return self._denied if self._denied_at >= began else ""
 
     def unreachable(self) -> "ServersAway":
         """For the operator."""
@@ -212,9 +219,9 @@ class Link:
         elif isinstance(error, ssl.SSLCertVerificationError):
             self._refuse(f"spool: {self._servers()}: its certificate is not trusted ({error.verify_message}); expected ca=FILE")
         elif "permissions violation" in words.lower():
-            self.denied = f"{self._servers()}: {words}"
+            self._denied, self._denied_at = f"{self._servers()}: {words}", time.monotonic()
         elif self.trouble:
-            self.trouble = f"{self._servers()}: {words}"
+            self._down(words)
 
     def _refuse(self, reason: str) -> None:
         """For good before the first connection; later it may be a server that is being changed."""
@@ -223,6 +230,7 @@ class Link:
             self._known.set()
             self._keeper.cancel()
         self.trouble = reason
+        self._note_loss()
 
     async def _when_down(self) -> None:
         self._down("the connection is lost", self._at)
@@ -241,6 +249,10 @@ class Link:
         if self.down_since is None:
             self.down_since = time.monotonic()
         self.trouble = f"{server or self._servers()}: {reason}"
+        self._note_loss()
+
+    def _note_loss(self) -> None:
+        """Call it at each try that fails, too: the loss itself may have been too soon after an earlier one to be logged."""
         if self.generation and not self._closing:
             self._note(self.trouble)
 

@@ -171,6 +171,7 @@ class JetStreamOutlet:
         try:
             if self._link.client() is None:
                 call.close()
+                self._wrong = dict.fromkeys(self._wrong, time.monotonic())  # what cannot be tried is not over
                 return otherwise
             found = self._link.run(call, patience_s)
         except Exception as error:
@@ -184,7 +185,7 @@ class JetStreamOutlet:
         self._wrong.pop(what, None)
         lately = time.monotonic() - FORGET_S
         over = all(at < lately for at in self._wrong.values()) and not self._resting and self._next_prepare == float("inf")
-        if over and self._told_of.ends():
+        if over and not self._settler.silent & self._sources.keys() and self._told_of.ends():
             log.info("the spool works again")
         return found
 
@@ -300,5 +301,7 @@ class JetStreamOutlet:
             await asyncio.sleep(SAY_S)
             if (client := self._link.client()) is not None:
                 with contextlib.suppress(Exception):
-                    for reply in self._flights.unheard(time.monotonic() - UNHEARD_S):
-                        await client.publish(reply, b"+WPI")
+                    for flight in self._flights.unheard(time.monotonic() - UNHEARD_S):
+                        if flight.reply:  # its stream may be gone meanwhile
+                            await client.publish(flight.reply, b"+WPI")
+                        flight.heard = time.monotonic()

@@ -46,6 +46,7 @@ class JetStreamPeers:
         self.crowded_out = False
 
     def exchange(self, words: bytes) -> list[Left] | None:
+        self.crowded_out = False  # whether or not it is begun
         found: list[Left] | None = self._run(self._exchange(words), None)
         return found
 
@@ -83,7 +84,6 @@ class JetStreamPeers:
     async def _exchange(self, words: bytes) -> list[Left] | None:
         client = self._connected()
         subject = self._names.state_of("words", self.me)
-        self.crowded_out = False
         try:
             stored = await api.store_after(client, subject, self._mark, words, PATIENCE_S)
         except api.ApiError as error:

@@ -35,7 +35,7 @@ class _Reader:
     def __init__(self, address: Address) -> None:
         self.names = Names(address.stream)
         self.publisher = Publisher()
-        self.book = Book(self.names)
+        self.book, self.sizes = Book(self.names), streams.Sizes(self.names)
         self.link = Link(address, "beacon-proxy", self.publisher.subscribe, quiet=True)
 
 
@@ -123,12 +123,12 @@ class JetStreamPlace:
         return listening(link, self._names)
 
     def bytes(self) -> int:
-        return self._ask(lambda client: streams.used_bytes(client, self._names))
+        return self._ask(lambda client: self._reader().sizes.read(client))
 
     def unready(self) -> str:
         """Silent streams, of some sites or common ones, keep no other site's hits away."""
         try:
-            used = self._ask(lambda client: streams.used_bytes(client, self._names, READY_S / 2, any_site=True), READY_S)
+            used = self._ask(lambda client: self._reader(READY_S).sizes.read(client, READY_S / 2, any_site=True), READY_S)
         except SpoolError as error:
             return str(error)
         most = self._config.max_bytes

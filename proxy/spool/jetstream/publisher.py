@@ -91,7 +91,7 @@ class Publisher:
         self._waiting: dict[str, tuple[_Batch, int]] = {}
         self._inbox = ""
         self._leaving: asyncio.Task[None] | None = None
-        self._heard = float("-inf")
+        self.heard = float("-inf")
         """When a server last took something, or refused it (monotonic)."""
 
     async def subscribe(self, client: "Client") -> None:
@@ -121,8 +121,8 @@ class Publisher:
                     return batch.errors
                 stored([n for n, token in enumerate(mine) if token not in self._waiting and not batch.errors[n]])
                 if time.monotonic() >= deadline:
-                    why = link.trouble or link.denied or UNANSWERED
-                    if self._heard < began and (self._leaving is None or self._leaving.done()):
+                    why = link.trouble or link.denied_since(began) or UNANSWERED
+                    if self.heard < began and (self._leaving is None or self._leaving.done()):
                         self._leaving = asyncio.create_task(_leave(link, messages[0].subject))
                     return [why if token in self._waiting else batch.errors[number] for number, token in enumerate(mine)]
         finally:
@@ -146,12 +146,12 @@ class Publisher:
     async def _acknowledged(self, msg: "Msg") -> None:
         token = msg.subject[len(self._inbox) :]
         if msg.data.startswith(b'{"stream"'):
-            self._heard = time.monotonic()
+            self.heard = time.monotonic()
             self._settle(token)
         elif msg.data:
             error = json.loads(msg.data).get("error", {})
             if error.get("err_code") != api.UNAVAILABLE:
-                self._heard = time.monotonic()
+                self.heard = time.monotonic()
                 number, description = error.get("err_code", 0), error.get("description", "no reason given")
                 why = TOO_LARGE if number in OVERSIZE else ""
                 self._settle(token, f"{why}the spool's server refuses: {in_words(number, description)}")

@@ -2,7 +2,7 @@
 
 Acknowledgements are sent without waiting, all but the last of a stream: a consumer takes them in order, so its answer to the last
 says that all are done. A stream that did not answer is not waited for again until it does. Nor are records, once some did not
-get there in time, until none is missing; and what needs none waits for no record.
+get there in time, until none of those is missing; and what needs none waits for no record.
 
 Servers that are full take no record, and only acknowledgements make room: some hits are then acknowledged first, on credit.
 """
@@ -47,6 +47,8 @@ class _Ending:
     def __init__(self, flight: Flight, final: Final) -> None:
         self.flight, self.final = flight, final
         self.recording = self.recorded = self.acknowledged = False
+        self.late = False
+        """Whether its record did not get there in time."""
 
     @property
     def on_credit(self) -> bool:
@@ -64,10 +66,8 @@ class Settler:
         """Endings that are not yet carried out."""
         self._acknowledging: dict[str, asyncio.Task[None]] = {}
         """By stream."""
-        self._silent: set[str] = set()
+        self.silent: set[str] = set()
         """Streams that did not answer last."""
-        self._slow = False
-        """Whether records did not get there in time, and some are still missing."""
         self._why = ""
         """Why something was not recorded last."""
 
@@ -82,11 +82,14 @@ class Settler:
     async def record(self, link: Link) -> None:
         """Carry out what is kept, as far as that succeeds. Raises what goes wrong; RuntimeError where records are missing."""
         endings = list(self.kept.values())
-        recording = self._put_down(link, [ending for ending in endings if not (ending.recorded or ending.recording)])
+        slow = any(ending.late and not ending.recorded for ending in endings)
+        begun = [ending for ending in endings if not (ending.recorded or ending.recording)]
+        recording = self._put_down(link, begun)
         await self._acknowledge(link, [ending for ending in endings if ending.recorded])
-        if recording is not None and not self._slow:
+        if recording is not None and not slow:
             await asyncio.wait([recording], timeout=WAIT_S)
-            self._slow = not recording.done()
+            for ending in begun:
+                ending.late = ending.recording
         missing = [ending for ending in endings if not ending.recorded]
         credit = [ending for ending in missing if ending.on_credit][:CREDIT] if for_want_of_room(self._why) else []
         await self._acknowledge(link, [ending for ending in endings if ending.recorded] + credit)
@@ -116,7 +119,6 @@ class Settler:
             if ending.recorded and ending.acknowledged:
                 self.kept.pop(ending.flight.key, None)
         self._why = next(filter(for_want_of_room, errors), "") or next(filter(None, errors), "")
-        self._slow = self._slow and not all(ending.recorded for ending in list(self.kept.values()))
 
     async def _acknowledge(self, link: Link, endings: Sequence[_Ending]) -> None:
         by_stream: dict[str, list[Flight]] = {}
@@ -131,7 +133,7 @@ class Settler:
         for stream, some in by_stream.items():
             task = self._acknowledging[stream] = asyncio.create_task(self._acknowledge_to(client, stream, some))
             task.add_done_callback(partial(self._acknowledging.pop, stream))  # also of one that was cut off before it began
-        awaited = [task for stream, task in self._acknowledging.items() if stream not in self._silent]
+        awaited = [task for stream, task in self._acknowledging.items() if stream not in self.silent]
         answers = await asyncio.gather(*awaited, return_exceptions=True)
         if failed := next((answer for answer in answers if answer is not None), None):
             raise failed
@@ -143,12 +145,12 @@ class Settler:
                 await client.publish(flight.reply, ACK)
             await client.request(flights[-1].reply, ACK, timeout=ACK_S)
         except Exception:
-            if stream not in self._silent:
-                self._silent.add(stream)
+            if stream not in self.silent:
+                self.silent.add(stream)
                 raise
             await asyncio.sleep(REST_S)
         else:
-            self._silent.discard(stream)
+            self.silent.discard(stream)
             for flight in flights:
                 self._done(flight)
 

@@ -171,16 +171,32 @@ def _plain(field: str, value: object) -> str:
     return "not set" if value is None else str(value)
 
 
-async def used_bytes(client: "Client", names: Names, patience_s: float = SILENT_S, any_site: bool = False) -> int:
-    """Bytes of the pending hits and the dead letters, each counted once, however many replicas there are; silent streams count
-    nothing. `any_site`: raises TimeoutError where those of all sites are silent.
-    """
-    (found, silent), [dead] = await asyncio.gather(
-        all_of_hits(client, names, patience_s), _told(client, [names.dead], patience_s)
-    )
-    if any_site and silent and not found:
-        raise TimeoutError
-    return sum(stream["state"]["bytes"] for stream in [*found, dead] if not isinstance(stream, BaseException))
+class Sizes:
+    """How much the streams hold, as far as one process has read it. Used on the link's loop."""
+
+    def __init__(self, names: Names) -> None:
+        self._names = names
+        self._known: dict[str, int] = {}
+        """Stream → bytes, when it answered last."""
+
+    async def read(self, client: "Client", patience_s: float = SILENT_S, any_site: bool = False) -> int:
+        """Bytes of the pending hits and the dead letters, each counted once, however many replicas there are. A silent stream
+        counts as when it answered last: that it says nothing makes no room. `any_site`: raises TimeoutError where those of all
+        sites are silent.
+        """
+        (found, silent), [dead] = await asyncio.gather(
+            all_of_hits(client, self._names, patience_s), _told(client, [self._names.dead], patience_s)
+        )
+        if any_site and silent and not found:
+            raise TimeoutError
+        if not isinstance(dead, Exception):
+            found.append(dead)
+        elif not _gone(dead):
+            silent.append(self._names.dead)
+        self._known = {name: self._known.get(name, 0) for name in silent} | {
+            stream["config"]["name"]: stream["state"]["bytes"] for stream in found
+        }
+        return sum(self._known.values())
 
 
 async def all_of_hits(client: "Client", names: Names, patience_s: float = SILENT_S) -> tuple[list[Any], list[str]]:

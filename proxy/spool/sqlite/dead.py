@@ -1,9 +1,9 @@
 """The operator's half of the embedded spool: dead letters, listed, replayed or discarded, also while everything runs."""
 
 import contextlib
-import sqlite3
+import functools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -12,7 +12,9 @@ from proxy import hit as hits
 from proxy.hit import Hit
 from proxy.outcome import Outcome
 from proxy.spool.port import DeadFilter, DeadLetter, Progress
-from proxy.spool.sqlite import file
+from proxy.spool.sqlite import database, file
+from proxy.spool.sqlite.database import Connection
+from proxy.spool.sqlite.disk import Disk, in_pieces
 
 BATCH = 500
 """Rows moved in one transaction: short enough that collectors hardly notice."""
@@ -21,13 +23,16 @@ BATCH = 500
 class SqliteDeadLetters:
     """Over all lanes of the directory. Ids are LANE:NUMBER."""
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, disk: Disk | None = None) -> None:
         self._directory = Path(directory)
+        self._disk = disk or Disk(self._directory)
 
+    @database.plain_errors()
     def count(self, wanted: DeadFilter) -> int:
         query = "SELECT count(*) FROM dead WHERE"
-        return sum(db.execute(f"{query} {where}", values).fetchone()[0] for _, db, where, values in self._lanes(wanted))
+        return sum(database.row(db, f"{query} {where}", values)[0] for _, db, where, values in self._lanes(wanted))
 
+    @database.plain_errors()
     def list(self, wanted: DeadFilter, limit: int) -> list[DeadLetter]:
         found: list[DeadLetter] = []
         for lane, db, where, values in self._lanes(wanted):
@@ -42,7 +47,7 @@ class SqliteDeadLetters:
         return sorted(found, key=lambda letter: letter.died_ms, reverse=True)[:limit]
 
     def replay(self, wanted: DeadFilter, now_ms: int, progress: Progress) -> int:
-        def move(db: sqlite3.Connection, ids: str) -> None:
+        def move(db: Connection, ids: str) -> None:
             db.execute(f"INSERT OR IGNORE INTO waiting SELECT id, site, {int(now_ms)}, 0, hit FROM dead WHERE id IN ({ids})")
 
         return self._take(wanted, move, None, progress)
@@ -50,33 +55,38 @@ class SqliteDeadLetters:
     def discard(self, wanted: DeadFilter, progress: Progress) -> int:
         return self._take(wanted, lambda db, ids: None, Outcome.DISCARDED, progress)
 
+    @database.plain_errors()
     def _take(
-        self, wanted: DeadFilter, move: Callable[[sqlite3.Connection, str], None], becomes: Outcome | None, progress: Progress
+        self, wanted: DeadFilter, move: Callable[[Connection, str], None], becomes: Outcome | None, progress: Progress
     ) -> int:
         """Take the wanted rows out in batches, each row looked at once, so that what dies again meanwhile is not taken again."""
         taken = 0
         for _, db, where, values in self._lanes(wanted):
-            last = 0
-            while True:
-                with file.transaction(db):
-                    rows = db.execute(
-                        f"SELECT id, site, outcome FROM dead WHERE {where} AND id > ? ORDER BY id LIMIT {BATCH}", (*values, last)
-                    ).fetchall()
-                    if not rows:
-                        break
-                    last = rows[-1][0]
-                    ids = ",".join(str(int(row[0])) for row in rows)
-                    move(db, ids)
-                    db.execute(f"DELETE FROM dead WHERE id IN ({ids})")
-                    for (site, outcome), n in Counter((row[1], row[2]) for row in rows).items():
-                        db.execute(file.TALLY, (site, outcome, -n))
-                        if becomes is not None:
-                            db.execute(file.TALLY, (site, becomes.value, n))
-                taken += len(rows)
-                progress(len(rows))
+            take, last = functools.partial(self._take_some, db, move, becomes), 0
+            query = f"SELECT id FROM dead WHERE {where} AND id > ? ORDER BY id LIMIT {BATCH}"
+            while ids := [int(id) for (id,) in database.rows(db, query, (*values, last))]:
+                last = ids[-1]
+                n = self._disk.settle(functools.partial(in_pieces, ids, take, self._disk.is_full), db)
+                taken += n
+                progress(n)
         return taken
 
-    def _lanes(self, wanted: DeadFilter) -> "Iterator[tuple[str, file.Connection, str, tuple[object, ...]]]":
+    def _take_some(
+        self, db: Connection, move: Callable[[Connection, str], None], becomes: Outcome | None, ids: Sequence[int]
+    ) -> int:
+        """In one transaction. How many were still there."""
+        wanted = ",".join(map(str, ids))
+        with database.transaction(db):
+            there = Counter(database.rows(db, f"SELECT site, outcome FROM dead WHERE id IN ({wanted})"))
+            move(db, wanted)
+            db.execute(f"DELETE FROM dead WHERE id IN ({wanted})")
+            tally = [(site, outcome, -n) for (site, outcome), n in there.items()]
+            if becomes is not None:
+                tally += [(site, becomes.value, n) for (site, _), n in there.items()]
+            db.execute(file.TALLY, (msgspec.json.encode(tally).decode(),))
+        return there.total()
+
+    def _lanes(self, wanted: DeadFilter) -> Iterator[tuple[str, Connection, str, tuple[object, ...]]]:
         """Each lane's name and connection, with the filter as SQL."""
         for path in file.lane_files(self._directory):
             lane = path.stem
@@ -93,7 +103,7 @@ class SqliteDeadLetters:
                 if limit is not None:
                     clauses.append(column)
                     values.append(limit)
-            with contextlib.closing(file.open_file(path)) as db:
+            with contextlib.closing(file.open_file(path, self._disk)) as db:
                 yield lane, db, " AND ".join(clauses), tuple(values)
 
 

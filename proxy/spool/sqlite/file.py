@@ -1,4 +1,4 @@
-"""A lane's file and its directory: schema, opening, locks, names made durable, the reserve. Shared by all who touch lanes.
+"""A lane's file and its directory: schema, opening, numbers, locks, names made durable. Shared by all who touch lanes.
 
 AUTOINCREMENT matters: without it SQLite starts again at 1 in an emptied table, and a reader that remembers the last id it saw
 would never see the new rows.
@@ -6,15 +6,21 @@ would never see the new rows.
 
 import contextlib
 import fcntl
+import json
 import os
 import secrets
-import sqlite3
+import socket
+import sys
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from urllib.parse import quote
 
+import apsw
+
+from proxy.hit import DEFAULT_SITE
 from proxy.spool.port import SpoolError
+from proxy.spool.sqlite import database
+from proxy.spool.sqlite.database import BUSY_S, Connection
+from proxy.spool.sqlite.disk import Disk, Sizes
 
 SCHEMA_VERSION = 1
 SCHEMA = """
@@ -26,78 +32,60 @@ CREATE TABLE dead (id INTEGER PRIMARY KEY, site TEXT NOT NULL, outcome TEXT NOT 
                    attempts INTEGER NOT NULL, died_ms INTEGER NOT NULL, hit BLOB NOT NULL);
 CREATE TABLE ledger (site TEXT NOT NULL, name TEXT NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (site, name)) WITHOUT ROWID;
 """
-TALLY = "INSERT INTO ledger VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET n = n + excluded.n"
+TALLY = """INSERT INTO ledger SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each(?) WHERE true
+           ON CONFLICT DO UPDATE SET n = n + excluded.n"""
+"""Add counts: a JSON array of [site, name, n]."""
 DOUBTFUL, MOVING = "doubtful", "moving"
 """Counts of a fallback's lane beside the port's: hits that wait there and may be in the spool as well, and hits that are on their
 way there. Neither is in RECEIVED, so that no hit is counted at both places."""
-BUSY_S = 5.0
-LOCK_POLL_S = 0.0001
-"""Between two looks for the write lock."""
-RESERVE_BYTES = 16 * 1024**2
-"""At most; on a small file system a sixteenth of it."""
-PAGE_BYTES = 4096
+BATCHES = "batches"
+"""A lane's own count: commits of its collector. It tells whether a commit of unknown outcome is in the file."""
+ONE_BATCH = (DEFAULT_SITE, BATCHES, 1)
+LOGS = 2
+"""The log is kept at up to so many times the size at which it is brought into the file."""
 ASIDE = ".corrupt-"
-
-
-class Connection(sqlite3.Connection):
-    """A connection that knows how long it may wait for others."""
-
-    busy_s = BUSY_S
-
-
-class NotALane(sqlite3.DatabaseError):
-    """A file of a lane's name that is no lane: as good as corrupt."""
-
-    sqlite_errorcode = sqlite3.SQLITE_NOTADB
 
 
 def create_file(path: Path) -> None:
     """Make an empty lane under another name and rename it, so that nobody ever opens one that is half made."""
     unfinished = path.with_suffix(".new")
-    for stale in (unfinished, *_companions(path)):
+    for stale in (unfinished, *companions(unfinished), *companions(path)):
         stale.unlink(missing_ok=True)
     os.close(os.open(unfinished, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))  # its log gets the same rights from SQLite
-    db = sqlite3.connect(unfinished, isolation_level=None)
-    try:
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute(f"PRAGMA application_id = {secrets.randbits(31)}")
-        db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-    finally:
-        db.close()
+    with contextlib.closing(database.connect(unfinished)) as db:
+        db.pragma("journal_mode", "wal")
+        db.pragma("application_id", secrets.randbelow(2**31 - 1) + 1)
+        db.execute(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
     unfinished.rename(path)
     sync_directory(path.parent)
 
 
-def open_file(path: Path, *, durability: str = "os", busy_s: float = BUSY_S, polls: bool = False) -> Connection:
-    """Open a lane's file. Raises SpoolError for a file of a newer schema, sqlite3.Error for one that cannot be read.
+def open_file(
+    path: Path, disk: Disk | None = None, *, durability: str = "os", busy_s: float = BUSY_S, polls: bool = False
+) -> Connection:
+    """Open a lane's file. Raises SpoolError for a file of a newer schema, database.Error for one that cannot be read.
 
-    `busy_s`: how long to wait for others. `polls`: wait for the write lock by looking for it often, since whoever holds it needs
-    less than a millisecond, and SQLite's own wait sleeps 1, 2, 5, 10 … ms.
+    `busy_s`, `polls`: see database.connect.
     """
-    db = sqlite3.connect(
-        f"file:{quote(str(path))}?mode=rw",
-        uri=True,
-        isolation_level=None,
-        check_same_thread=False,
-        timeout=busy_s,
-        factory=Connection,
-    )
-    db.busy_s = busy_s
+    disk = disk or Disk(path.parent)
+    db = database.connect(path, busy_s=busy_s, polls=polls)
     try:
-        db.execute(f"PRAGMA synchronous = {'FULL' if durability == 'disk' else 'NORMAL'}")
-        log_bytes = reserve_bytes(path.parent) // 2  # a log that can be brought into the file with the reserve's room alone
-        db.execute(f"PRAGMA wal_autocheckpoint = {max(16, log_bytes // PAGE_BYTES)}")
-        db.execute(f"PRAGMA journal_size_limit = {4 * log_bytes}")
-        version = db.execute("PRAGMA user_version").fetchone()[0]
+        database.control(db, apsw.SQLITE_FCNTL_PERSIST_WAL, 1)  # the log's blocks are room for settlements
+        database.control(db, apsw.SQLITE_FCNTL_CHUNK_SIZE, disk.chunk_bytes())
+        log_bytes = disk.log_bytes()
+        db.pragma("synchronous", "FULL" if durability == "disk" else "NORMAL")
+        db.pragma("wal_autocheckpoint", log_bytes // database.PAGE_BYTES)
+        db.pragma("journal_size_limit", LOGS * log_bytes)
+        db.pragma("secure_delete", "FAST")  # builds differ; ON writes each emptied page once more (decisions/0014)
+        db.pragma("temp_store", "MEMORY")
+        version = db.pragma("user_version")
         if version == 0:
-            raise NotALane("not a lane: the file is empty, or something else")
+            raise database.NotALane("not a lane: the file is empty, or something else")
         if version > SCHEMA_VERSION:
             raise SpoolError(
                 f"{path} has spool schema {version}, and this version of beacon-proxy knows schemas up to {SCHEMA_VERSION}: "
                 "it was written by a newer version. Run that version, or let it drain the spool first."
             )
-        if polls:
-            db.execute("PRAGMA busy_timeout = 0")
     except BaseException:
         db.close()
         raise
@@ -106,13 +94,48 @@ def open_file(path: Path, *, durability: str = "os", busy_s: float = BUSY_S, pol
 
 def checkpoint_early(db: Connection) -> None:
     """Let this connection be the one that brings the log into the file: the collector's next commit shall not have to."""
-    pages = db.execute("PRAGMA wal_autocheckpoint").fetchone()[0]
-    db.execute(f"PRAGMA wal_autocheckpoint = {pages // 2}")
+    db.pragma("wal_autocheckpoint", db.pragma("wal_autocheckpoint") // 2)
 
 
-def identity(db: sqlite3.Connection) -> int:
-    """A number that tells this lane from a later one of the same name (ids in a new file start again)."""
-    return int(db.execute("PRAGMA application_id").fetchone()[0])
+def shorten_log(db: Connection, path: Path, disk: Disk) -> None:
+    """Bring a log that outgrew its ordinary size into the file, and cut it to that size: only a commit after a checkpoint does
+    so. In vain while a reader holds it. Raises database.Error."""
+    if log_size(path) > LOGS * disk.log_bytes() and database.checkpoint(db):
+        database.write(db, TALLY, (json.dumps([(DEFAULT_SITE, BATCHES, 0)]),))
+
+
+def stretch_log(db: Connection, path: Path, size: int) -> None:
+    """Let the log have blocks for `size` bytes, for settlements on a full disk. Raises database.Error, OSError."""
+    log = companions(path)[0]
+    if log_size(path) >= size:
+        return
+    with database.transaction(db):  # nobody else writes to the log meanwhile; zeros behind its end are no frames
+        fd = os.open(log, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            end = os.fstat(fd).st_size
+            if end < size:
+                os.posix_fallocate(fd, end, size - end)
+        finally:
+            os.close(fd)
+
+
+def number(db: Connection) -> int:
+    """The lane's own number, drawn when it was made: a copy bears the same."""
+    return int(db.pragma("application_id"))
+
+
+def guard(lane_number: int) -> socket.socket | None:
+    """Held as long as a forwarder or mover empties the lane of that number; None if another on this machine does: the same file
+    under another name, or a copy. Bound to no file, so a directory that is moved, copied or replaced makes no difference.
+    """
+    held = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    if sys.platform == "linux":  # elsewhere there are no abstract addresses
+        try:
+            held.bind(f"\0beacon-proxy/lane/{lane_number:08x}")
+        except OSError:
+            held.close()
+            return None
+    return held
 
 
 def inode(path: Path) -> tuple[int, int] | None:
@@ -124,58 +147,14 @@ def inode(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-@contextlib.contextmanager
-def transaction(db: Connection) -> Iterator[None]:
-    """BEGIN IMMEDIATE … COMMIT, or ROLLBACK on any exception."""
-    write(db, "BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
-
-
-def write(db: Connection, statement: str, parameters: Sequence[object] = ()) -> None:
-    """Execute a statement that takes the lane's write lock. Raises sqlite3.OperationalError if it cannot be had within busy_s."""
-    began = time.monotonic()
-    while True:
-        try:
-            db.execute(statement, parameters)
-            return
-        except sqlite3.OperationalError as error:
-            if not is_busy(error) or time.monotonic() - began > db.busy_s:
-                raise
-        time.sleep(LOCK_POLL_S)
-
-
-def is_corrupt(error: Exception) -> bool:
-    """Whether the file itself is damaged, so that no waiting helps."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
-
-def is_busy(error: Exception) -> bool:
-    """Whether another connection has the lane's lock."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
-
-
-def is_passing(error: Exception) -> bool:
-    """Whether the same connection may succeed later: the file is locked, or the disk is full."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL)
-
-
-def is_full(error: Exception) -> bool:
-    """Whether the disk has no room."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
-
-
-def set_aside(path: Path) -> Path | None:
-    """Give a damaged lane another name, with its log, for whoever wants to save what is in it. None if it is gone already."""
+def set_aside(path: Path, damaged: tuple[int, int] | None) -> Path | None:
+    """Give a damaged lane another name, with its log, so that what is in it can be saved. None if the name stands for another
+    file than the damaged one by now, or for none.
+    """
+    if damaged is None or inode(path) != damaged:
+        return None
     aside = path.with_name(f"{path.name}{ASIDE}{time.time_ns() // 1_000_000}")
-    for companion, suffix in zip(_companions(path), ("-wal", "-shm"), strict=True):
+    for companion, suffix in zip(companions(path), ("-wal", "-shm"), strict=True):
         with contextlib.suppress(FileNotFoundError):
             companion.rename(aside.with_name(aside.name + suffix))
     try:
@@ -186,7 +165,16 @@ def set_aside(path: Path) -> Path | None:
     return aside
 
 
-def _companions(path: Path) -> tuple[Path, Path]:
+def log_size(path: Path) -> int:
+    """Bytes of a lane's log; 0 if there is none."""
+    try:
+        return companions(path)[0].stat().st_size
+    except OSError:
+        return 0
+
+
+def companions(path: Path) -> tuple[Path, Path]:
+    """The log and the shared memory beside a lane."""
     return path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")
 
 
@@ -218,11 +206,18 @@ def sync_directory(directory: Path) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Give a small file new content at once, for the owner's eyes only. Raises OSError."""
+    """Give a small file new content at once, for the owner's eyes only. Where the disk has no room for another file, its own
+    blocks are written again: a reader may then see half of it. Raises OSError."""
     unfinished = path.with_name(f"{path.name}.new")
-    with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as opened:
-        opened.write(content)
-    unfinished.rename(path)
+    try:
+        with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as opened:
+            opened.write(content)
+        unfinished.rename(path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        with path.open("r+b", buffering=0) as opened:
+            opened.write(content)
+            opened.truncate(len(content))
 
 
 def lane_files(directory: Path) -> list[Path]:
@@ -235,49 +230,8 @@ def set_aside_files(directory: Path) -> list[Path]:
     return sorted(path for path in directory.glob(f"lane-????.db{ASIDE}*") if path.name[-4:] not in ("-wal", "-shm"))
 
 
-def sizes(db: sqlite3.Connection) -> tuple[int, int]:
-    """Bytes of a lane that hold something, and bytes of pages that were emptied: those are used again, and never given back."""
-    pages, free, size = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size"))
-    return (pages - free) * size, free * size
-
-
-def reserve_bytes(directory: Path) -> int:
-    """The size of the reserve on that file system."""
-    found = os.statvfs(directory)
-    return min(RESERVE_BYTES, found.f_blocks * found.f_frsize // 16)
-
-
-def has_room(directory: Path, emptied_bytes: int) -> bool:
-    """Whether a collector may store: the reserve is there, and beyond it the disk, or its own lane, has some room left.
-
-    While the reserve is not there, collectors refuse: what the forwarder was given to finish its work with is not theirs.
-    """
-    found = os.statvfs(directory)
-    free = found.f_bavail * found.f_frsize + emptied_bytes
-    return free >= 3 * reserve_bytes(directory) and os.path.exists(directory / "reserve")
-
-
-def keep_reserve(directory: Path) -> None:
-    """Hold back room on the disk, if there is any, so that settlements still go through when it is full."""
-    if os.path.exists(directory / "reserve"):
-        return
-    size = reserve_bytes(directory)
-    found = os.statvfs(directory)
-    if found.f_bavail * found.f_frsize < 2 * size:
-        return
-    unfinished = directory / f"reserve.{os.getpid()}"
-    try:
-        with unfinished.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(size, 1))
-        unfinished.rename(directory / "reserve")
-    except OSError:
-        unfinished.unlink(missing_ok=True)
-
-
-def spend_reserve(directory: Path) -> bool:
-    """Give the reserve up for settlements. False if it was spent already."""
-    try:
-        (directory / "reserve").unlink()
-    except FileNotFoundError:
-        return False
-    return True
+def sizes(db: Connection, path: Path) -> Sizes:
+    """Of a lane's file. Raises database.Error, OSError."""
+    pages, emptied = db.pragma("page_count"), db.pragma("freelist_count")
+    ahead = max(0, path.stat().st_size - pages * database.PAGE_BYTES)
+    return Sizes((pages - emptied) * database.PAGE_BYTES, emptied * database.PAGE_BYTES, ahead)

@@ -1,14 +1,21 @@
-"""A collector's lane: the intake. It refuses while it cannot store, says why once, and stores again when the cause is gone."""
+"""A collector's lane: the intake. It refuses while it cannot store, says why once, and stores again when the cause is gone.
+
+What decides, and what alone may change it:
+
+    _refusal   why beacons are refused. Set by a batch that was not stored, whatever the reason; cleared only by a batch of
+               beacons that was stored after a look found room. Counts that are written clear nothing.
+    _granted   bytes that may be written before the next look at the room. Set by a look alone, used up by batches.
+    _db        the open file. Dropped by an error that the connection cannot survive, and when its name stands for another file.
+"""
 
 import contextlib
 import os
-import sqlite3
 import threading
 import time
 from collections import Counter
-from contextlib import closing
 from pathlib import Path
 
+import apsw
 import msgspec
 
 from proxy import hit as hits
@@ -17,21 +24,28 @@ from proxy.log import Trouble, log
 from proxy.outcome import Outcome
 from proxy.spool.group import Counts, GroupCommit
 from proxy.spool.port import RECEIVED, REFUSED, IntakeStats, SpoolConfig, SpoolError, SpoolRefused, Tapped
-from proxy.spool.sqlite import file
+from proxy.spool.sqlite import database, file, holders
+from proxy.spool.sqlite.database import Connection, OutcomeUnknown
+from proxy.spool.sqlite.disk import RESERVE, Disk
 from proxy.spool.tap import Tap
 
 LOOK_S = 1.0
-"""Between two looks at the other lanes' sizes and the reserve."""
-LOOK_BYTES = 128 * 1024
-"""Between two looks at one's own size and the room on the disk."""
+"""The longest time between two looks at the room while beacons are stored."""
+GRANT_BYTES = 1024**2
+"""At most so much is written between two looks; less where little room is left."""
+COMMIT_BYTES = 6 * database.PAGE_BYTES
+"""What a commit writes beside its rows, about: the pages of counts, of the table's end, and those above it."""
+STRETCH_BYTES = 1024**2
+"""Blocks that the log has from the start, for settlements on a full disk."""
 REOPEN_S = 0.5
 """Between two tries to open a lane that cannot be opened."""
+DOUBT_S, DOUBT_POLL_S = 30.0, 0.05
+"""How long, and how often, a file that failed in a COMMIT is opened again to see what became of it."""
 TELL_S = 1.0
 """Between two reports of how the commits go."""
 STATS = ".json"
-
-STATEMENT_ROWS = (256, 64, 16, 4, 1)
-INSERTS = {size: "INSERT INTO fresh (hit) VALUES " + ",".join(["(?)"] * size) for size in STATEMENT_ROWS}
+INSERT = "INSERT INTO fresh (hit) SELECT value FROM carray(?)"
+"""All rows in one statement: each statement gives the interpreter's lock away, and it may be a while until it comes back."""
 
 
 class Lane:
@@ -41,14 +55,17 @@ class Lane:
         config = config or SpoolConfig(f"sqlite:{directory}")
         self._directory = Path(directory)
         self._durability = config.durability
-        self._max_bytes = config.max_bytes
-        self._others_bytes = 0
-        self._look_bytes = self._unlooked_bytes = min(LOOK_BYTES, config.max_bytes // 64)
+        self._disk = Disk(self._directory, config.max_bytes)
+        self._granted = 0
         self._looked = self._tried = -1e9
-        self._db: file.Connection | None = None
+        self._log_held_since = 0.0
+        """When the log was first seen held back (Unix time); 0 while it is not."""
+        self._db: Connection | None = None
         self._lock: int | None = None
         self._inode: tuple[int, int] | None = None
-        self._trouble = ""
+        self._batches = 0
+        """Commits that are in the file, as file.BATCHES counts them."""
+        self._refusal = ""
         self._told_of = Trouble()
         self._figures: tuple[Path, IntakeStats] | None = None
         """Where they are left, and the figures: the lane's, whoever held it."""
@@ -57,11 +74,11 @@ class Lane:
         try:
             file.make_directory(self._directory)
             self._open()
-        except (sqlite3.Error, OSError) as error:
-            self._note_trouble(f"{self.path}: {error}")
+        except (database.Error, OSError) as error:
+            self._refuse(self._reason(error, self._disk.is_full(error)))
         self._told = 0.0
         self._tap = Tap(self._directory)
-        self._group = GroupCommit(self._commit, self._close, config.commit_timeout_s, self._tell)
+        self._group = GroupCommit(self._commit, self._close, config.commit_timeout_s, self._tell, self._tend)
         if self._db is not None:
             self._count_on()
         self.enter = self._group.enter
@@ -108,80 +125,162 @@ class Lane:
                     file.replace_file(path, msgspec.json.encode(stats))
 
     def _commit(self, batch: list[Hit], counts: Counts) -> None:
-        """One transaction. What was written to a file that meanwhile lost its name is refused: nobody would read it."""
+        """Store beacons and counts in one transaction. Raises SpoolRefused if neither is in the file."""
         if self._db is None and time.monotonic() - self._tried < REOPEN_S:
-            raise SpoolRefused(self._trouble)
+            raise SpoolRefused(self._refusal)
         try:
-            db = self._db
-            if db is None:
-                db = self._open()
-                self._count_on()
-            rows = [hits.encode(hit) for hit in batch]
+            db = self._db or self._open_again()
+            rows = tuple(map(hits.encode, batch))
             if rows:
-                self._refuse_when_full(db, sum(map(len, rows)))
-            with file.transaction(db):
-                _insert(db, rows)
-                stored = Counter((hit.site, file.DOUBTFUL if hit.id else RECEIVED) for hit in batch)
-                db.executemany(file.TALLY, [(site, name, n) for (site, name), n in stored.items()])
-                if counts:
-                    db.executemany(file.TALLY, [(site, name, n) for (site, name), n in counts.items()])
-            if file.inode(self.path) != self._inode:
-                raise FileNotFoundError(2, "the lane's file is gone")
+                self._require_room(db, sum(map(len, rows)) + COMMIT_BYTES)
+            elif self._refusal and not (self._directory / RESERVE).exists():
+                raise SpoolRefused(self._refusal)  # what the reserve gave is for settlements
+            self._write(db, rows, self._tally(batch, counts))
         except SpoolRefused as refused:
-            self._note_trouble(str(refused))
+            if batch:
+                self._refuse(str(refused))
             raise
-        except (sqlite3.Error, OSError, SpoolError) as error:
-            self._note_trouble(f"{self.path}: {error}")
-            if file.is_corrupt(error):
-                log.error("a corrupt lane is set aside", lane=str(self.path), aside=str(file.set_aside(self.path)))
-            if not file.is_passing(error):
-                self._close()
-            raise SpoolRefused(self._trouble) from error
-        if self._trouble:
-            if self._told_of.ends():
-                log.warning("storing again", lane=str(self.path), after=self._trouble)
-            self._trouble = ""
+        except (database.Error, OSError, SpoolError) as error:
+            raise SpoolRefused(self._failed(error, bool(batch))) from error
+        if batch:
+            self._stored()
 
-    def _open(self) -> file.Connection:
+    def _failed(self, error: Exception, refuse: bool) -> str:
+        """The reason, in words. What the connection does not survive is closed, and opened again later."""
+        full = self._disk.is_full(error)
+        reason, survives = self._reason(error, full), full or database.is_passing(error)
+        if refuse or not survives:
+            self._refuse(reason)
+        if database.is_corrupt(error):
+            self._set_aside()
+        if not survives:
+            self._close()
+        return reason
+
+    def _tend(self) -> None:
+        """Without beacons too a lane that was lost is taken again, and a log that grew too large is shortened: readiness must not
+        wait for a beacon that is not sent while it is red."""
+        try:
+            if self._db is None:
+                self._open_again()
+            elif self._refusal:
+                file.shorten_log(self._db, self.path, self._disk)
+        except (database.Error, OSError, SpoolError) as error:
+            self._failed(error, refuse=self._db is None)
+
+    def _open_again(self) -> Connection:
+        db = self._open()
+        self._count_on()
+        return db
+
+    def _tally(self, batch: list[Hit], counts: Counts) -> str:
+        """The counts to add, as file.TALLY takes them."""
+        stored = Counter((hit.site, file.DOUBTFUL if hit.id else RECEIVED) for hit in batch)
+        stored.update(counts)
+        return msgspec.json.encode([file.ONE_BATCH, *((site, name, n) for (site, name), n in stored.items())]).decode()
+
+    def _write(self, db: Connection, rows: tuple[bytes, ...], tally: str) -> None:
+        """One transaction. What was written to a file that lost its name meanwhile is refused: nobody would read it."""
+        try:
+            with database.transaction(db):
+                self._require_name()
+                if rows:
+                    db.execute(INSERT, (apsw.carray(rows),))
+                db.execute(file.TALLY, (tally,))
+        except OutcomeUnknown as unknown:
+            db.close()
+            if not self._is_committed():
+                raise unknown.__cause__ or unknown from None
+        self._batches += 1
+        self._require_name()
+
+    def _require_name(self) -> None:
+        if file.inode(self.path) != self._inode:
+            raise FileNotFoundError(2, "the lane's file is gone")
+
+    def _is_committed(self) -> bool:
+        """Whether the batch that failed in its COMMIT is in the file: seen through a new connection, as soon as there can be one.
+        Those who wait for the batch are answered by then, or given up by the group's watch. Raises database.Error."""
+        self._db = None
+        deadline = time.monotonic() + DOUBT_S
+        while True:
+            try:
+                self._require_name()
+                self._db = file.open_file(self.path, self._disk, durability=self._durability, polls=True)
+                return _batches(self._db) > self._batches
+            except (database.Error, OSError):
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(DOUBT_POLL_S)
+
+    def _open(self) -> Connection:
         """Take a lane. The directory is not made anew: a mount that is gone must not be mistaken for an empty one."""
         self._tried = time.monotonic()
-        number = 0
-        while (held := file.lock(self._directory / f"lane-{number:04d}.lock")) is None:
-            number += 1
-        self._lock, self.path = held, self._directory / f"lane-{number:04d}.db"
+        index = 0
+        while (held := file.lock(self._directory / f"lane-{index:04d}.lock")) is None:
+            index += 1
+        self._lock, self.path = held, self._directory / f"lane-{index:04d}.db"
+        self._granted, self._batches = 0, 0
         try:
+            self._disk.keep_reserve(resize=True)  # before anything is stored
             if not self.path.exists():
                 file.create_file(self.path)
-            self._db = file.open_file(self.path, durability=self._durability, polls=True)
             self._inode = file.inode(self.path)
+            self._db = file.open_file(self.path, self._disk, durability=self._durability, polls=True)
+            self._batches = _batches(self._db)
+            with contextlib.suppress(apsw.Error, OSError):  # no room for it, or a reader: the look tells
+                file.stretch_log(self._db, self.path, min(STRETCH_BYTES, self._disk.log_bytes()))
         except BaseException as error:
-            if isinstance(error, sqlite3.Error) and file.is_corrupt(error):
-                log.error("a corrupt lane is set aside", lane=str(self.path), aside=str(file.set_aside(self.path)))
+            if database.is_corrupt(error):
+                self._set_aside()
             self._close()
             raise
         return self._db
 
-    def _refuse_when_full(self, db: sqlite3.Connection, more_bytes: int) -> None:
-        """Looks each second, after LOOK_BYTES, and at each commit while beacons are refused: a look costs as much as ten rows."""
-        now = time.monotonic()
-        self._unlooked_bytes += more_bytes
-        if now - self._looked >= LOOK_S:
-            self._looked, self._unlooked_bytes = now, self._look_bytes
-            self._others_bytes = sum(_bytes_of(path) for path in file.lane_files(self._directory) if path != self.path)
-            file.keep_reserve(self._directory)
-        if self._unlooked_bytes < self._look_bytes and not self._trouble:
-            return
-        self._unlooked_bytes = 0
-        used, emptied = file.sizes(db)
-        if not file.has_room(self._directory, emptied):
-            raise SpoolRefused(f"the disk under {self._directory} is full")
-        if used + self._others_bytes >= self._max_bytes:
-            raise SpoolRefused(f"the spool holds max_bytes ({self._max_bytes})")
+    def _set_aside(self) -> None:
+        log.error("a corrupt lane is set aside", lane=str(self.path), aside=str(file.set_aside(self.path, self._inode)))
 
-    def _note_trouble(self, reason: str) -> None:
+    def _require_room(self, db: Connection, cost: int) -> None:
+        """Raises SpoolRefused unless the last look left room for so many bytes, or a new one does."""
+        now = time.monotonic()
+        if self._refusal or cost > self._granted or now - self._looked >= LOOK_S:
+            self._look(db, now, cost)
+        self._granted -= cost
+
+    def _look(self, db: Connection, now: float, cost: int) -> None:
+        """Grant a part of the room there is, since others take of it too. It costs as much as some ten rows."""
+        self._looked, self._granted = now, 0
+        self._disk.keep_reserve(resize=True)
+        room = self._disk.look(file.sizes(db, self.path))
+        held = self._is_log_held()
+        if room.reason:
+            file.shorten_log(db, self.path, self._disk)  # no visitor waits for it: all are refused
+            room = self._disk.look(file.sizes(db, self.path))
+        if room.reason:
+            raise SpoolRefused(f"{holders.reason(self.path, self._log_held_since)}; {room.reason}" if held else room.reason)
+        granted = min(GRANT_BYTES, room.margin // (4 * len(file.lane_files(self._directory))))
+        self._disk.make_room(db, max(cost, granted) + self._disk.chunk_bytes())
+        self._granted = max(cost, granted)
+
+    def _is_log_held(self) -> bool:
+        """Whether the log is far larger than it gets by itself: a reader that stays keeps it from being written anew."""
+        held = file.log_size(self.path) > holders.HELD_LOGS * self._disk.log_bytes()
+        self._log_held_since = (self._log_held_since or time.time()) if held else 0.0
+        return held
+
+    def _reason(self, error: Exception, full: bool) -> str:
+        return f"the disk under {self._directory} is full" if full else f"{self.path}: {error}"
+
+    def _refuse(self, reason: str) -> None:
         if self._told_of.begins():
             log.error("refusing beacons", reason=reason)
-        self._trouble = reason
+        self._refusal, self._granted = reason, 0
+
+    def _stored(self) -> None:
+        if self._refusal:
+            if self._told_of.ends():
+                log.warning("storing again", lane=str(self.path), after=self._refusal)
+            self._refusal = ""
 
     def _close(self) -> None:
         self._leave_figures()  # while the lane is still ours
@@ -193,27 +292,14 @@ class Lane:
         self._db = self._lock = self._inode = None
 
 
+def _batches(db: Connection) -> int:
+    found = database.row(db, "SELECT n FROM ledger WHERE site = ? AND name = ?", file.ONE_BATCH[:2])
+    return int(found[0]) if found else 0
+
+
 def read_stats(path: Path) -> IntakeStats | None:
     """What a collector left there; None if nothing that can be read."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=IntakeStats)
     except (OSError, msgspec.DecodeError):
         return None
-
-
-def _insert(db: sqlite3.Connection, rows: list[bytes]) -> None:
-    """Many rows a statement: each statement gives the interpreter's lock away, and it may be a while until it comes back."""
-    first = 0
-    for size in STATEMENT_ROWS:
-        while len(rows) - first >= size:
-            db.execute(INSERTS[size], rows[first : first + size])
-            first += size
-
-
-def _bytes_of(path: Path) -> int:
-    """0 for a lane that cannot be read just now: the forwarder reports it."""
-    try:
-        with closing(file.open_file(path, busy_s=0.1)) as db:
-            return file.sizes(db)[0]
-    except (sqlite3.Error, SpoolError):
-        return 0

@@ -8,6 +8,7 @@ from proxy.hit import Hit
 from proxy.spool.port import DeadLetters, Intake, IntakeStats, Ledger, Outlet, SpoolConfig, Told
 from proxy.spool.sqlite import survey
 from proxy.spool.sqlite.dead import SqliteDeadLetters
+from proxy.spool.sqlite.disk import Disk
 from proxy.spool.sqlite.lane import Lane
 from proxy.spool.sqlite.outlet import SqliteOutlet, read_state, read_told
 from proxy.spool.tap import listening
@@ -19,6 +20,7 @@ class SqlitePlace:
     def __init__(self, config: SpoolConfig) -> None:
         self._config = config
         self._directory = config.url.partition(":")[2]
+        self._disk = Disk(Path(self._directory), config.max_bytes)
 
     def prepare(self) -> None:
         survey.prepare_directory(self._directory)
@@ -36,10 +38,10 @@ class SqlitePlace:
         return Lane(self._directory, self._config)
 
     def outlet(self) -> Outlet:
-        return SqliteOutlet(self._directory)
+        return SqliteOutlet(self._directory, self._config)
 
     def dead_letters(self) -> DeadLetters:
-        return SqliteDeadLetters(self._directory)
+        return SqliteDeadLetters(self._directory, self._disk)
 
     def ledger(self) -> Ledger:
         return survey.read_ledger(self._directory)
@@ -63,7 +65,7 @@ class SqlitePlace:
         return listening(self._directory)
 
     def bytes(self) -> int:
-        return survey.directory_bytes(self._directory)
+        return self._disk.used_bytes()
 
     def unready(self) -> str:
         return survey.why_unready(self._directory, self._config.max_bytes)

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pwd
-import sqlite3
 from pathlib import Path
 
 import msgspec
@@ -12,7 +11,8 @@ from proxy import hit as hits
 from proxy.hit import Hit
 from proxy.outcome import Ending, Outcome
 from proxy.spool.port import RECEIVED, IntakeStats, Ledger, SpoolError
-from proxy.spool.sqlite import file
+from proxy.spool.sqlite import database, file, holders
+from proxy.spool.sqlite.disk import Disk
 from proxy.spool.sqlite.lane import STATS, read_stats
 
 ENDED = frozenset(outcome.value for outcome in Outcome)
@@ -33,6 +33,7 @@ def prepare_directory(directory: str | Path, setting: str = "spool") -> None:
 
 def look_at_directory(directory: str | Path, setting: str = "spool") -> None:
     """Raises SpoolError if it can't be a spool: no directory, or not this user's to write. It need not be there yet."""
+    database.check_library()
     place = existing = Path(directory)
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -55,25 +56,31 @@ def _unusable(setting: str, place: Path, why: str | None) -> SpoolError:
     return SpoolError(f"{setting}: cannot use {place}: {why}; expected a directory that this user may create and write")
 
 
+@database.plain_errors()
 def read_ledger(directory: str | Path) -> Ledger:
     """The sum over all lanes, each read in one transaction. An absent directory is an empty spool.
 
-    A lane that is corrupt is named, and not in the sum. Raises SpoolError for a lane of a newer version.
+    A lane that is corrupt, or a copy of another, is named, and not in the sum. Raises SpoolError for a lane of a newer version,
+    or one that cannot be read just now.
     """
     place = Path(directory)
     counts: dict[str, dict[str, int]] = {}
     unread = [path.name for path in file.set_aside_files(place)]
-    pending, oldest = 0, []
+    pending, oldest, numbers = 0, [], set[int]()
     for path in file.lane_files(place):
         try:
-            rows, first = _read_lane(path)
-        except sqlite3.Error as error:
+            number, rows, first = _read_lane(path)
+        except database.Error as error:
             if not path.exists():
                 continue
-            if not file.is_corrupt(error):
+            if not database.is_corrupt(error):
                 raise
             unread.append(path.name)
             continue
+        if number in numbers:  # a copy is not delivered, and not counted twice
+            unread.append(path.name)
+            continue
+        numbers.add(number)
         for site, name, n in rows:
             of_site = counts.setdefault(site, {})
             of_site[name] = of_site.get(name, 0) + n
@@ -84,21 +91,21 @@ def read_ledger(directory: str | Path) -> Ledger:
     return Ledger(counts, pending, min(oldest, default=None), tuple(unread))
 
 
-def _read_lane(path: Path) -> tuple[list[tuple[str, str, int]], list[bytes]]:
-    """(site, name, n) of the ledger, and the first hit of each table in which hits wait."""
+def _read_lane(path: Path) -> tuple[int, list[tuple[str, str, int]], list[bytes]]:
+    """Its number, (site, name, n) of the ledger, and the first hit of each table in which hits wait."""
     with contextlib.closing(file.open_file(path)) as db:
         db.execute("BEGIN")
-        rows = db.execute("SELECT site, name, n FROM ledger").fetchall()
-        first = [db.execute(f"SELECT hit FROM {table} ORDER BY id LIMIT 1").fetchone() for table in ("fresh", "waiting")]
+        rows = database.rows(db, "SELECT site, name, n FROM ledger WHERE name <> ?", (file.BATCHES,))
+        first = [database.row(db, f"SELECT hit FROM {table} ORDER BY id LIMIT 1") for table in ("fresh", "waiting")]
         db.execute("COMMIT")
-    return rows, [row[0] for row in first if row]
+        return file.number(db), rows, [row[0] for row in first if row]
 
 
 def sample(directory: str | Path, most: int) -> list[Hit]:
     """Some of the hits that wait or are dead, the latest of each lane's tables. What cannot be read is left out."""
     found: list[Hit] = []
     for path in file.lane_files(Path(directory)):
-        with contextlib.suppress(sqlite3.Error), contextlib.closing(file.open_file(path)) as db:
+        with contextlib.suppress(database.Error), contextlib.closing(file.open_file(path)) as db:
             for table in ("fresh", "waiting", "dead"):
                 for (blob,) in db.execute(f"SELECT hit FROM {table} ORDER BY id DESC LIMIT ?", (most - len(found),)):
                     with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
@@ -115,6 +122,7 @@ def read_intake_stats(directory: str | Path) -> IntakeStats:
     return total
 
 
+@database.plain_errors()
 def audit(directory: str | Path, most: int) -> int | None:
     """Rows that are there but not in the ledger, less those that are in it but not there: 0, or something is badly wrong.
 
@@ -124,8 +132,8 @@ def audit(directory: str | Path, most: int) -> int | None:
     for path in file.lane_files(Path(directory)):
         try:
             of_lane = _audit_lane(path, most)
-        except sqlite3.Error as error:
-            if path.exists() and not file.is_corrupt(error):
+        except database.Error as error:
+            if path.exists() and not database.is_corrupt(error):
                 raise
             continue  # named by read_ledger
         if of_lane is None:
@@ -137,12 +145,12 @@ def audit(directory: str | Path, most: int) -> int | None:
 def _audit_lane(path: Path, most: int) -> int | None:
     with contextlib.closing(file.open_file(path)) as db:
         db.execute("BEGIN")
-        counts = dict(db.execute("SELECT name, sum(n) FROM ledger GROUP BY name").fetchall())
+        counts = dict(database.rows(db, "SELECT name, sum(n) FROM ledger GROUP BY name"))
         dead = sum(counts.get(outcome.value, 0) for outcome in Outcome if outcome.ending is Ending.DEAD)
         pending = sum(counts.get(name, 0) for name in HELD) - sum(counts.get(name, 0) for name in ENDED)
         if pending + dead > most:
             return None
-        rows = sum(db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("fresh", "waiting", "dead"))
+        rows = sum(database.row(db, f"SELECT count(*) FROM {table}")[0] for table in ("fresh", "waiting", "dead"))
         db.execute("COMMIT")
         return int(rows - pending - dead)
 
@@ -150,39 +158,37 @@ def _audit_lane(path: Path, most: int) -> int | None:
 def why_unready(directory: str | Path, max_bytes: int) -> str:
     """Why this directory cannot take beacons; "" if it takes a synced write, has room, and a collector holds a lane."""
     place = Path(directory)
+    disk = Disk(place, max_bytes)
     probe = place / "ready.probe"
     try:
-        with probe.open("wb") as opened:
-            opened.write(b"ready?")
-            opened.flush()
-            os.fsync(opened.fileno())
-        probe.unlink(missing_ok=True)  # it may be another user's to write the next time
+        if not disk.is_exhausted():
+            with probe.open("wb") as opened:
+                opened.write(b"ready?")
+                opened.flush()
+                os.fsync(opened.fileno())
+            probe.unlink(missing_ok=True)  # it may be another user's to write the next time
+        elif disk.free_bytes():
+            return f"the disk under {place} is full: its quota is used up"
         lanes = [path for path in file.lane_files(place) if _is_held(path.with_suffix(".lock"))]
         if not lanes:
             return f"no collector holds a lane of {place}"
         for path in lanes:
-            with contextlib.closing(file.open_file(path, busy_s=LOCKED_S)) as db, file.transaction(db):
-                if not file.has_room(place, file.sizes(db)[1]):
-                    return f"the disk under {place} is full"
-        used = directory_bytes(place)
-    except (OSError, sqlite3.Error, SpoolError) as error:
+            with contextlib.closing(file.open_file(path, disk, busy_s=LOCKED_S)) as db, database.transaction(db):
+                if reason := disk.look(file.sizes(db, path)).reason:
+                    return reason
+    except (OSError, database.Error, SpoolError) as error:
         return f"the spool cannot be written: {error}"
-    return f"the spool is full: {used:,} of max_bytes {max_bytes:,}" if used >= max_bytes else ""
+    return ""
 
 
-def directory_bytes(directory: str | Path) -> int:
-    """Bytes of all lanes that hold something. A lane that is corrupt, or just gone, is not counted."""
-    return sum(_used_bytes(path) for path in file.lane_files(Path(directory)))
-
-
-def _used_bytes(path: Path) -> int:
-    try:
-        with contextlib.closing(file.open_file(path)) as db:
-            return file.sizes(db)[0]
-    except sqlite3.Error as error:
-        if path.exists() and not file.is_corrupt(error):
-            raise
-        return 0
+def held_logs(directory: str | Path, max_bytes: int) -> list[str]:
+    """Of each lane whose log a reader holds back, which reader; an empty list is well."""
+    disk, found = Disk(Path(directory), max_bytes), []
+    for path in file.lane_files(disk.directory):
+        with contextlib.suppress(OSError):
+            if file.log_size(path) > holders.HELD_LOGS * disk.log_bytes():
+                found.append(holders.reason(path))
+    return found
 
 
 def _is_held(path: Path) -> bool:

@@ -1,0 +1,192 @@
+"""The disk under a spool's directory: what the spool takes of it, whether there is room for more beacons, and room kept for
+settlements, so that a full disk always drains.
+
+There are three stores of room, used in this order when the disk is full: the blocks of a lane's log, which are kept, and written
+again after a checkpoint; room inside the lane's file, made before a collector writes what will need it; and the file `reserve`,
+which is given up last. Collectors refuse while less than three times the reserve is free, or while the reserve is not there.
+"""
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import apsw
+
+from proxy.log import log
+from proxy.spool.sqlite import database
+from proxy.spool.sqlite.database import Connection
+
+T = TypeVar("T")
+
+RESERVE = "reserve"
+RESERVE_BYTES = 16 * 1024**2
+"""At most; on a small file system, or of a small max_bytes, a sixteenth of it."""
+LEAST_LOG_BYTES = 64 * 1024
+CHUNK_BYTES, LEAST_CHUNK_BYTES = 1024**2, 64 * 1024
+"""A lane's file grows by so much at a time."""
+CHECKPOINT_WAIT_S = 0.1
+NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT))
+
+
+class Sizes(NamedTuple):
+    """A lane's file, in bytes."""
+
+    held: int
+    """Pages with something in them."""
+    emptied: int
+    """Pages that were emptied: beacons are stored in them again."""
+    ahead: int
+    """Room behind the last page, made in advance: settlements on a full disk rely on it."""
+
+
+class Room(NamedTuple):
+    """What a look at the disk found."""
+
+    margin: int
+    """Bytes that collectors may still take; 0 or less: none."""
+    reason: str
+    """Why none; "" if there is room."""
+
+
+class Disk:
+    """One spool directory's. Looks and numbers are fresh at each call; there is no state."""
+
+    def __init__(self, directory: Path, max_bytes: int = 10 * 1024**3) -> None:
+        self.directory = directory
+        self.max_bytes = max_bytes
+
+    def reserve_bytes(self) -> int:
+        """The size of the reserve. Raises OSError."""
+        of = os.statvfs(self.directory)
+        return max(1, min(RESERVE_BYTES, of.f_blocks * of.f_frsize // 16, self.max_bytes // 16))
+
+    def log_bytes(self) -> int:
+        """The size at which a collector brings its lane's log into the file: the reserve alone is room enough for that."""
+        return max(LEAST_LOG_BYTES, self.reserve_bytes())
+
+    def chunk_bytes(self) -> int:
+        """The unit in which a lane's file grows."""
+        return max(LEAST_CHUNK_BYTES, min(CHUNK_BYTES, self.reserve_bytes() // 16))
+
+    def used_bytes(self) -> int:
+        """What the directory takes on the disk, as `du` counts: lanes and their logs, lanes set aside, the reserve, all else."""
+        used = os.stat(self.directory).st_blocks
+        with os.scandir(self.directory) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    used += entry.stat(follow_symlinks=False).st_blocks
+        return used * 512
+
+    def free_bytes(self) -> int:
+        """What is free on the file system, for this user. Raises OSError."""
+        of = os.statvfs(self.directory)
+        return of.f_bavail * of.f_frsize
+
+    def look(self, lane: Sizes) -> Room:
+        """Whether there is room for more beacons in that lane. Raises OSError."""
+        free = self.free_bytes() + lane.emptied - 3 * self.reserve_bytes()
+        if not (self.directory / RESERVE).exists():
+            return Room(min(free, 0), self.stuck_reason())
+        if free <= 0:
+            return Room(free, f"the disk under {self.directory} is full")
+        used = self.used_bytes()
+        below_limit = self.max_bytes - (used - lane.emptied - lane.ahead)
+        if below_limit <= 0:
+            return Room(below_limit, f"the spool is full: {used:,} of max_bytes {self.max_bytes:,}")
+        return Room(min(free, below_limit), "")
+
+    def is_exhausted(self, size: int = 64 * 1024) -> bool:
+        """Whether not even a small file can be written: no block is left, or the quota is used up."""
+        probe = self.directory / f"room.{os.getpid()}"
+        try:
+            with open(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "wb", buffering=0) as opened:
+                os.posix_fallocate(opened.fileno(), 0, size)
+        except OSError as error:
+            return error.errno in NO_ROOM
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink()
+        return False
+
+    def is_full(self, error: BaseException) -> bool:
+        """Whether it failed for want of room. SQLite reports a quota that is used up, and no room for its shared memory, as I/O
+        errors."""
+        if isinstance(error, OSError):
+            return error.errno in NO_ROOM
+        code = database.primary(error)
+        return code == apsw.SQLITE_FULL or (code in database.IO_ERRORS and self.is_exhausted())
+
+    def keep_reserve(self, resize: bool = False) -> None:
+        """Hold room back, if it is not and there is twice as much. `resize`: also if it is of another size than is due."""
+        reserve = self.directory / RESERVE
+        size = self.reserve_bytes()
+        with contextlib.suppress(FileNotFoundError):
+            if reserve.stat().st_size == size or not resize:
+                return
+        if self.free_bytes() < 2 * size:
+            return
+        unfinished = self.directory / f"{RESERVE}.{os.getpid()}"
+        try:
+            with unfinished.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+            unfinished.rename(reserve)
+        except OSError:
+            unfinished.unlink(missing_ok=True)
+
+    def give_up_reserve(self) -> bool:
+        """Give the reserve up for settlements. False if it was given up before."""
+        try:
+            (self.directory / RESERVE).unlink()
+        except FileNotFoundError:
+            return False
+        log.warning("the disk is full: the reserve is given up, so that settlements go through", spool=str(self.directory))
+        return True
+
+    def settle(self, write: Callable[[], T], db: Connection | None = None) -> T:
+        """What `write` gives: a settlement, of the forwarder, the mover or an operator. Where the disk has no room for it, room
+        is made, in the log of `db` first, and it is tried again. `write` must be safe to repeat. Raises what it raises."""
+        try:
+            return write()
+        except (apsw.Error, OSError) as error:
+            if not self.is_full(error):
+                raise
+        try:
+            return self._after_checkpoint(write, db)
+        except (apsw.Error, OSError) as error:
+            if not self.is_full(error) or not self.give_up_reserve():
+                raise
+        return self._after_checkpoint(write, db)
+
+    def _after_checkpoint(self, write: Callable[[], T], db: Connection | None) -> T:
+        if db is not None:
+            database.checkpoint(db, wait_s=CHECKPOINT_WAIT_S)
+        return write()
+
+    def stuck_reason(self) -> str:
+        """What an operator can do where nothing can be written, not even with the reserve's room."""
+        needed = -(-2 * self.reserve_bytes() // 1024**2)
+        return f"the disk under {self.directory} is full and the reserve used up: free {needed} MiB there (delete other files)"
+
+    def make_room(self, db: Connection, more_bytes: int) -> None:
+        """Let the lane's file have the blocks for `more_bytes` beyond its pages: a checkpoint then needs none that others could
+        take first. Raises apsw.Error."""
+        pages: int = db.pragma("page_count")
+        database.control(db, apsw.SQLITE_FCNTL_SIZE_HINT, pages * database.PAGE_BYTES + more_bytes)
+
+
+def in_pieces(items: Sequence[T], write: Callable[[Sequence[T]], int], is_full: Callable[[BaseException], bool]) -> int:
+    """Write the items, in ever smaller pieces as long as the disk is too full for more at once. The sum of what `write` gives.
+    Raises what it raises for one item, or for another reason; the pieces before it are written then."""
+    first, size, written = 0, len(items), 0
+    while first < len(items):
+        try:
+            written += write(items[first : first + size])
+            first += size
+        except (apsw.Error, OSError) as error:
+            if size == 1 or not is_full(error):
+                raise
+            size = max(1, size // 4)
+    return written
