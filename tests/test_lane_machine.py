@@ -153,7 +153,7 @@ class LaneMachine(RuleBasedStateMachine):
     def the_limit_holds(self) -> None:
         if hasattr(self, "lane") and self.is_here:
             batch = 2 * self.largest_batch + 64 * 4096
-            assert du(self.spool) <= MAX_BYTES + batch + Disk(self.spool, MAX_BYTES).chunk_bytes()
+            assert du(self.spool) <= MAX_BYTES + batch + Disk(self.spool, MAX_BYTES).ahead_bytes()
 
     def heal(self) -> None:
         """The causes go; nothing else is done about it."""

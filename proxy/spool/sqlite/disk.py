@@ -27,8 +27,9 @@ RESERVE = "reserve"
 RESERVE_BYTES = 16 * 1024**2
 """At most; on a small file system, or of a small max_bytes, a sixteenth of it."""
 LEAST_LOG_BYTES = 64 * 1024
-CHUNK_BYTES, LEAST_CHUNK_BYTES = 1024**2, 64 * 1024
-"""A lane's file grows by so much at a time."""
+LOGS = 2
+"""The log is kept at up to so many times the size at which it is brought into the file."""
+AHEAD_BYTES, LEAST_AHEAD_BYTES = 1024**2, 64 * 1024
 CHECKPOINT_WAIT_S = 0.1
 HEADROOM_BYTES = 4 * 1024**2
 """Where the quota cannot be seen, collectors refuse when so much could not be written any more."""
@@ -45,6 +46,8 @@ class Sizes(NamedTuple):
     """Pages that were emptied: beacons are stored in them again."""
     ahead: int
     """Room behind the last page, made in advance: settlements on a full disk rely on it."""
+    log: int
+    """The log beside it."""
 
 
 class Room(NamedTuple):
@@ -92,9 +95,9 @@ class Disk:
         """The size at which a collector brings its lane's log into the file: the reserve alone is room enough for that."""
         return max(LEAST_LOG_BYTES, self.reserve_bytes())
 
-    def chunk_bytes(self) -> int:
-        """The unit in which a lane's file grows."""
-        return max(LEAST_CHUNK_BYTES, min(CHUNK_BYTES, self.reserve_bytes() // 16))
+    def ahead_bytes(self) -> int:
+        """The room that a lane's file has beyond what beacons may take before the next look: for settlements."""
+        return max(LEAST_AHEAD_BYTES, min(AHEAD_BYTES, self.reserve_bytes() // 16))
 
     def used_bytes(self) -> int:
         """What the directory takes on the disk, as `du` counts: lanes and their logs, lanes set aside, the reserve, all else."""
@@ -112,7 +115,8 @@ class Disk:
 
     def look(self, lane: Sizes) -> Room:
         """Whether there is room for more beacons in that lane. Raises OSError."""
-        free = self.free_bytes() + lane.emptied - 3 * self.reserve_bytes()
+        reusable = lane.emptied if lane.log <= LOGS * self.log_bytes() else 0  # all that is written makes a held log grow
+        free = self.free_bytes() + reusable - 3 * self.reserve_bytes()
         if not (self.directory / RESERVE).exists():
             return Room(min(free, 0), self.stuck_reason())
         if free <= 0 or (self.hides_quota and self.is_exhausted(HEADROOM_BYTES)):

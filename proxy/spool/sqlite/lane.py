@@ -35,8 +35,6 @@ GRANT_BYTES = 1024**2
 """At most so much is written between two looks; less where little room is left."""
 COMMIT_BYTES = 6 * database.PAGE_BYTES
 """What a commit writes beside its rows, about: the pages of counts, of the table's end, and those above it."""
-STRETCH_BYTES = 1024**2
-"""Blocks that the log has from the start, for settlements on a full disk."""
 REOPEN_S = 0.5
 """Between two tries to open a lane that cannot be opened."""
 DOUBT_S, DOUBT_POLL_S = 30.0, 0.05
@@ -233,7 +231,7 @@ class Lane:
             self._db = file.open_file(self.path, self._disk, durability=self._durability, polls=True)
             self._batches = _batches(self._db)
             with contextlib.suppress(apsw.Error, OSError):  # no room for it, or a reader: the look tells
-                file.stretch_log(self._db, self.path, min(STRETCH_BYTES, self._disk.log_bytes()))
+                file.stretch_log(self._db, self.path, self._disk)
         except BaseException as error:
             if database.is_corrupt(error):
                 self._set_aside()
@@ -264,7 +262,7 @@ class Lane:
             raise SpoolRefused(f"{holders.reason(self.path, self._log_held_since)}; {room.reason}" if held else room.reason)
         granted = min(GRANT_BYTES, room.margin // (4 * len(file.lane_files(self._directory))))
         self._granted = max(cost, granted)
-        self._disk.make_room(db, sizes, self._granted + self._disk.chunk_bytes())
+        self._disk.make_room(db, sizes, self._granted + self._disk.ahead_bytes())
 
     def _is_log_held(self) -> bool:
         """Whether the log is far larger than it gets by itself: a reader that stays keeps it from being written anew."""

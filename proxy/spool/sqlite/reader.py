@@ -181,10 +181,10 @@ class LaneReader:
     def give_back_room(self) -> None:
         """Shrink the file to what it holds, where most of it was emptied and what it holds is little: it is written anew, which
         takes the lane's lock for some milliseconds. A lane without a collector that is empty keeps no log either."""
-        held, emptied, _ = file.sizes(self.db, self.path)
+        held, emptied, *_ = file.sizes(self.db, self.path)
         orphan = (lock := file.lock(self.path.with_suffix(".lock"))) is not None
         try:
-            if held <= MOVED_BYTES and emptied >= max(4 * held, self._disk.chunk_bytes() if orphan else SHRINK_BYTES):
+            if held <= MOVED_BYTES and emptied >= max(4 * held, self._disk.ahead_bytes() if orphan else SHRINK_BYTES):
                 with contextlib.suppress(apsw.BusyError):  # it is busy: another time
                     database.write(self.db, "VACUUM")
                     database.checkpoint(self.db)
