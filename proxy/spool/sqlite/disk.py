@@ -115,14 +115,14 @@ class Disk:
 
     def look(self, lane: Sizes) -> Room:
         """Whether there is room for more beacons in that lane. Raises OSError."""
-        reusable = lane.emptied if lane.log <= LOGS * self.log_bytes() else 0  # all that is written makes a held log grow
-        free = self.free_bytes() + reusable - 3 * self.reserve_bytes()
+        held = lane.log > LOGS * self.log_bytes()  # all that is written makes a held log grow, wherever it is put in the end
+        free = self.free_bytes() + lane.emptied * (not held) - 3 * self.reserve_bytes()
         if not (self.directory / RESERVE).exists():
             return Room(min(free, 0), self.stuck_reason())
         if free <= 0 or (self.hides_quota and self.is_exhausted(HEADROOM_BYTES)):
             return Room(min(free, 0), f"the disk under {self.directory} is full")
         used = self.used_bytes()
-        below_limit = self.max_bytes - (used - lane.emptied - lane.ahead)
+        below_limit = self.max_bytes - used + (lane.emptied + lane.ahead) * (not held)
         if below_limit <= 0:
             return Room(below_limit, f"the spool is full: {used:,} of max_bytes {self.max_bytes:,}")
         return Room(min(free, below_limit), "")

@@ -266,7 +266,7 @@ class Lane:
 
     def _is_log_held(self) -> bool:
         """Whether the log is far larger than it gets by itself: a reader that stays keeps it from being written anew."""
-        held = file.log_size(self.path) > holders.HELD_LOGS * self._disk.log_bytes()
+        held = holders.is_held(self.path, self._disk)
         self._log_held_since = (self._log_held_since or time.time()) if held else 0.0
         return held
 
