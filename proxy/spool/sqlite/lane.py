@@ -124,7 +124,7 @@ class Lane:
 
     def _commit(self, batch: list[Hit], counts: Counts) -> None:
         """Store beacons and counts in one transaction. Raises SpoolRefused if neither is in the file."""
-        if self._db is None and time.monotonic() - self._tried < REOPEN_S:
+        if self._db is None and time.monotonic() - self._tried < REOPEN_S and not self._group.closing:
             raise SpoolRefused(self._refusal)
         try:
             db = self._db or self._open_again()
@@ -202,6 +202,7 @@ class Lane:
 
     def _is_committed(self) -> bool:
         """Whether the batch that failed in its COMMIT is in the file: seen through a new connection, as soon as there can be one.
+        A sync that failed is not made good by the next that succeeds, so what is there is brought into the file, and that synced.
         Those who wait for the batch are answered by then, or given up by the group's watch. Raises database.Error."""
         self._db = None
         deadline = time.monotonic() + DOUBT_S
@@ -209,7 +210,7 @@ class Lane:
             try:
                 self._require_name()
                 self._db = file.open_file(self.path, self._disk, durability=self._durability, polls=True)
-                return _batches(self._db) > self._batches
+                return _batches(self._db) > self._batches and database.checkpoint(self._db, wait_s=DOUBT_POLL_S)
             except (database.Error, OSError):
                 if time.monotonic() > deadline:
                     raise
