@@ -98,7 +98,7 @@ class LaneTransfer:
             try:
                 hit = hits.decode(blob)
                 rows.append(Row(id, hit, hit.id or f"{self._number:x}.{id:x}"))
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 unreadable.append(id)
         if found:
             with database.transaction(self._db):

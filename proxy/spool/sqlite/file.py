@@ -136,7 +136,7 @@ def guard(lane_number: int) -> socket.socket | None:
     return held
 
 
-def inode(path: Path) -> tuple[int, int] | None:
+def inode(path: Path | str) -> tuple[int, int] | None:
     """Which file the name stands for; None if for none."""
     try:
         found = os.stat(path)

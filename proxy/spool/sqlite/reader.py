@@ -25,6 +25,8 @@ FARTHEST_DUE_MS = 2 * 3_600_000
 """No verdict puts a hit off for longer, so a later due time is the work of a clock that jumped: it is due now."""
 TOGETHER, GAP_S = 256, 0.0005
 """Settlements of one transaction, and the pause before the next: the collector looks for the lock every LOCK_POLL_S."""
+ROW_BYTES = 1024
+"""What a row takes beside the query and the body, about."""
 SHRINK_BYTES, MOVED_BYTES = 64 * 1024**2, 8 * 1024**2
 """A file with so much emptied, and no more than that in it, is shrunk."""
 IDLE_BYTES = 256 * 1024
@@ -256,6 +258,8 @@ class LaneReader:
             if outcome is None and waiting:
                 database.write(self.db, POSTPONE, (moved,))
                 return
+            copied = sum(len(settlement.claim.hit.query) + len(settlement.claim.hit.body) + ROW_BYTES for settlement in batch)
+            self._disk.make_room(self.db, file.sizes(self.db, self.path), copied)  # they are written before they are deleted
             target: str = "waiting" if outcome is None else "dead"
             names = [] if outcome is None else [outcome.value]
             database.write(self.db, MOVE[table], (site, target, outcome, msgspec.json.encode(names).decode(), moved))
@@ -284,5 +288,5 @@ def _read(blob: bytes) -> Hit:
     """NOBODY for a record that cannot be read."""
     try:
         return hits.decode(blob)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return NOBODY

@@ -86,7 +86,7 @@ def read_ledger(directory: str | Path) -> Ledger:
             of_site[name] = of_site.get(name, 0) + n
             pending += n if name in HELD else -n if name in ENDED else 0
         for blob in first:
-            with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+            with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 oldest.append(hits.decode(blob).received_ms)
     return Ledger(counts, pending, min(oldest, default=None), tuple(unread))
 
@@ -108,7 +108,7 @@ def sample(directory: str | Path, most: int) -> list[Hit]:
         with contextlib.suppress(database.Error), contextlib.closing(file.open_file(path)) as db:
             for table in ("fresh", "waiting", "dead"):
                 for (blob,) in db.execute(f"SELECT hit FROM {table} ORDER BY id DESC LIMIT ?", (most - len(found),)):
-                    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+                    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                         found.append(hits.decode(blob))
     return found
 
