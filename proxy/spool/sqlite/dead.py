@@ -60,16 +60,19 @@ class SqliteDeadLetters:
         self, wanted: DeadFilter, move: Callable[[Connection, str], None], becomes: Outcome | None, progress: Progress
     ) -> int:
         """Take the wanted rows out in batches, each row looked at once, so that what dies again meanwhile is not taken again."""
-        taken = 0
+        taken: list[int] = []
+
+        def take(path: Path, db: Connection, ids: Sequence[int]) -> None:
+            taken.append(self._take_some(path, db, move, becomes, ids))
+            progress(taken[-1])
+
         for path, db, where, values in self._lanes(wanted):
-            take, last = functools.partial(self._take_some, path, db, move, becomes), 0
+            of_lane, last = functools.partial(take, path, db), 0
             query = f"SELECT id FROM dead WHERE {where} AND id > ? ORDER BY id LIMIT {BATCH}"
             while ids := [int(id) for (id,) in database.rows(db, query, (*values, last))]:
                 last = ids[-1]
-                n = self._disk.settle(functools.partial(in_pieces, ids, take, self._disk.is_full), db)
-                taken += n
-                progress(n)
-        return taken
+                self._disk.settle(functools.partial(in_pieces, ids, of_lane, self._disk.is_full), db)
+        return sum(taken)
 
     def _take_some(
         self, path: Path, db: Connection, move: Callable[[Connection, str], None], becomes: Outcome | None, ids: Sequence[int]

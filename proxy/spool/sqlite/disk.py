@@ -212,16 +212,15 @@ class Disk:
             database.control(db, apsw.SQLITE_FCNTL_SIZE_HINT, size)
 
 
-def in_pieces(items: Sequence[T], write: Callable[[Sequence[T]], int], is_full: Callable[[BaseException], bool]) -> int:
-    """Write the items, in ever smaller pieces as long as the disk is too full for more at once. The sum of what `write` gives.
-    Raises what it raises for one item, or for another reason; the pieces before it are written then."""
-    first, size, written = 0, len(items), 0
+def in_pieces(items: Sequence[T], write: Callable[[Sequence[T]], object], is_full: Callable[[BaseException], bool]) -> None:
+    """Write the items, in ever smaller pieces as long as the disk is too full for more at once. Raises what `write` raises for
+    one item, or for another reason; the pieces before it are written then."""
+    first, size = 0, len(items)
     while first < len(items):
         try:
-            written += write(items[first : first + size])
+            write(items[first : first + size])
             first += size
         except (apsw.Error, OSError) as error:
             if size == 1 or not is_full(error):
                 raise
             size = max(1, size // 4)
-    return written

@@ -153,7 +153,7 @@ class LaneReader:
             if self._unsettled:
                 time.sleep(GAP_S)
 
-    def _write(self, settlements: Sequence[Settlement], now_ms: int) -> int:
+    def _write(self, settlements: Sequence[Settlement], now_ms: int) -> None:
         """One transaction for each kind of settlement, however many hits it settles; what is written is forgotten at once."""
         batches: dict[Kind, list[Settlement]] = {}
         for settlement in settlements:
@@ -167,7 +167,6 @@ class LaneReader:
                     self._in_flight.difference_update(settlement.claim.ticket.id for settlement in batch)
         finally:
             self._unsettled = [settlement for settlement in self._unsettled if id(settlement) not in done]
-        return len(settlements)
 
     def mend_due_times(self, now_ms: int) -> bool:
         """What is due absurdly late is due now: the clock was wrong when that was decided, or is right again only now. True."""
