@@ -32,9 +32,11 @@ LOOK_S = 1.0
 """The longest time between two looks at the room while beacons are stored."""
 GRANT_BYTES = 1024**2
 """At most so much is written between two looks; less where little room is left."""
-COMMIT_BYTES, TIGHT_BYTES = 6 * database.PAGE_BYTES, 64 * 1024**2
-"""What a commit writes beside its rows, about: the pages of counts, of the table's end, and those above it. With more room than
-that it does not count: the log is written again from its beginning before long."""
+COMMIT_BYTES = 6 * database.PAGE_BYTES
+"""What a commit writes beside its rows, about: the pages of counts, of the table's end, and those above it."""
+TIGHT_BYTES = 1024**3
+"""With less room left than that looks are made sooner, and room is made in the file in advance, which costs a write for each page.
+With more the reserve is enough: a checkpoint needs no more than that."""
 REOPEN_S = 0.5
 """Between two tries to open a lane that cannot be opened."""
 DOUBT_S, DOUBT_POLL_S = 30.0, 0.05
@@ -266,10 +268,12 @@ class Lane:
         held = self._is_log_held()
         if room.reason:
             raise SpoolRefused(f"{holders.reason(self.path, self._log_held_since)}; {room.reason}" if held else room.reason)
-        self._commit_bytes = COMMIT_BYTES if held or room.margin < TIGHT_BYTES else 0
+        tight = held or room.margin < TIGHT_BYTES
+        self._commit_bytes = COMMIT_BYTES if tight else 0
         granted = min(GRANT_BYTES, room.margin // (4 * len(file.lane_files(self._directory))))
         self._granted = max(cost, granted)
-        self._disk.make_room(db, sizes, self._granted + self._disk.ahead_bytes())
+        if tight:
+            self._disk.make_room(db, sizes, self._granted + self._disk.ahead_bytes())
 
     def _is_log_held(self) -> bool:
         """Whether the log is far larger than it gets by itself: a reader that stays keeps it from being written anew."""
