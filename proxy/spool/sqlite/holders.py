@@ -34,14 +34,17 @@ def is_held(lane: Path, disk: Disk) -> bool:
     return log_size(lane) > HELD_LOGS * disk.log_bytes()
 
 
-def reason(lane: Path, since_s: float = 0.0) -> str:
-    """Names the readers, for the operator. `since_s`: Unix time at which the log was first seen to be too large, if known."""
-    names = []
+def reason(lane: Path, disk: Disk, since_s: float = 0.0) -> str:
+    """Names the readers that hold the log back, for the operator; "" if there are none. `since_s`: Unix time at which the log was
+    first seen to be too large, if known. Raises OSError."""
+    if not is_held(lane, disk):
+        return ""
     try:
-        for pid in sorted(readers(lane, LOCKS.read_text()) - {os.getpid()}):
-            names.append(f"{Path(f'/proc/{pid}/comm').read_text().strip()}, process {pid}")
+        pids = readers(lane, LOCKS.read_text()) - {os.getpid()}
+        if not pids:
+            return ""  # it was held, or a large batch came: it is shortened within a second
+        who = "; ".join(f"{Path(f'/proc/{pid}/comm').read_text().strip()}, process {pid}" for pid in sorted(pids))
     except (OSError, ValueError, IndexError):
-        pass  # no Linux, or it has just ended
-    who = f" ({'; '.join(names)})" if names else ""
+        who = "which one, this system does not say"
     since = time.strftime(" since %H:%M:%S UTC", time.gmtime(since_s)) if since_s else ""
-    return f"a reader holds the log back{since}: {lane}{who}; end it"
+    return f"a reader holds the log back{since}: {lane} ({who}); end it"

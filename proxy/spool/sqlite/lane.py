@@ -35,8 +35,8 @@ GRANT_BYTES = 1024**2
 COMMIT_BYTES = 6 * database.PAGE_BYTES
 """What a commit writes beside its rows, about: the pages of counts, of the table's end, and those above it."""
 TIGHT_BYTES = 1024**3
-"""With less room left than that looks are made sooner, and room is made in the file in advance, which costs a write for each page.
-With more the reserve is enough: a checkpoint needs no more than that."""
+"""With less room left than that looks are made sooner, and room is made in the file in advance, which costs a write a page. With
+more the reserve is enough: a checkpoint needs no more than that."""
 REOPEN_S = 0.5
 """Between two tries to open a lane that cannot be opened."""
 DOUBT_S, DOUBT_POLL_S = 30.0, 0.05
@@ -166,7 +166,7 @@ class Lane:
         try:
             if self._db is None:
                 self._open_again()
-            elif self._refusal:
+            else:
                 file.shorten_log(self._db, self.path, self._disk)
         except (database.Error, OSError, SpoolError) as error:
             self._failed(error, refuse=self._db is None)
@@ -267,7 +267,8 @@ class Lane:
             room = self._disk.look(sizes := file.sizes(db, self.path))
         held = self._is_log_held()
         if room.reason:
-            raise SpoolRefused(f"{holders.reason(self.path, self._log_held_since)}; {room.reason}" if held else room.reason)
+            why = holders.reason(self.path, self._disk, self._log_held_since)
+            raise SpoolRefused(f"{why}; {room.reason}" if why else room.reason)
         tight = held or room.margin < TIGHT_BYTES
         self._commit_bytes = COMMIT_BYTES if tight else 0
         granted = min(GRANT_BYTES, room.margin // (4 * len(file.lane_files(self._directory))))

@@ -175,7 +175,8 @@ def why_unready(directory: str | Path, max_bytes: int) -> str:
         for path in lanes:
             with contextlib.closing(file.open_file(path, disk, busy_s=LOCKED_S)) as db, database.transaction(db):
                 if reason := disk.look(file.sizes(db, path)).reason:
-                    return f"{holders.reason(path)}; {reason}" if holders.is_held(path, disk) else reason
+                    why = holders.reason(path, disk)
+                    return f"{why}; {reason}" if why else reason
     except (OSError, database.Error, SpoolError) as error:
         return f"the spool cannot be written: {error}"
     return ""
@@ -186,8 +187,8 @@ def held_logs(directory: str | Path, max_bytes: int) -> list[str]:
     disk, found = Disk(Path(directory), max_bytes), []
     for path in file.lane_files(disk.directory):
         with contextlib.suppress(OSError):
-            if holders.is_held(path, disk):
-                found.append(holders.reason(path))
+            if why := holders.reason(path, disk):
+                found.append(why)
     return found
 
 
