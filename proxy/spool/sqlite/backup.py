@@ -2,8 +2,8 @@
 
 A lane is read inside one transaction, so its picture stands from the first page to the last. (SQLite's own back-up without one
 begins again with each commit of another process: at 50 commits a second it never ends.) Such a reader keeps the lane's log from
-being written anew, so the log grows meanwhile. That is bounded: the copy stops before it has taken half of the room that
-beacons still have.
+being written anew, so the log grows meanwhile. That is bounded: the copy is given up when the log has taken a quarter of the
+room that beacons still had; brought into the file, it takes as much once more.
 
 All is written into the directory `unfinished` inside the target, checked, synced, and renamed into the target last. A target with
 such a directory is a copy that was not finished, and is begun again.
@@ -29,6 +29,8 @@ from proxy.spool.sqlite.outlet import STATE
 
 UNFINISHED = "unfinished"
 STEP_PAGES = 256
+LOG_SHARE = 4
+"""The log may grow to this part of the room that beacons have."""
 CHUNK_BYTES = 1024**2
 SPARE_BYTES = 1024**2
 """What names, and the checks' own files, may take beside the content."""
@@ -182,23 +184,28 @@ def _copy_lane(path: Path, directory: Path, disk: Disk, report: BackUp, progress
     copy = directory / path.name
     try:
         _copy_pages(path, copy, disk, progress)
+    except database.Error as error:
+        is_gone = not path.exists()  # it was set aside meanwhile, and is copied as such
+        if not is_gone and not database.is_corrupt(error):
+            raise
+        copy.unlink(missing_ok=True)
+        if not is_gone:
+            report.damaged[path.name] = f"{error}; it is not in the copy"
+        return
+    try:
         with contextlib.closing(database.connect(copy)) as db:
-            problem = db.pragma("quick_check")
-            off = survey.audit_lane(db, sys.maxsize)
+            problem = str(db.pragma("quick_check"))
+            if problem == "ok" and (off := survey.audit_lane(db, sys.maxsize)):
+                problem = f"its ledger is off by {off:,}"
             pending, dead = survey.held(database.rows(db, "SELECT site, name, n FROM ledger"))
-        if problem != "ok" or off:
-            report.damaged[path.name] = (
-                f"its copy fails the check: {problem}" if problem != "ok" else f"its ledger is off by {off}"
-            )
-        file.sync_file(copy)
         report.lanes.append(CopiedLane(path.name, copy.stat().st_size, pending, dead))
     except database.Error as error:
-        if not path.exists():  # it was set aside meanwhile, and is copied as such
-            copy.unlink(missing_ok=True)
-        elif database.is_corrupt(error):
-            report.damaged[path.name] = str(error)
-        else:
+        if not database.is_corrupt(error):
             raise
+        problem = str(error)
+    if problem != "ok":
+        report.damaged[path.name] = f"{problem.splitlines()[0]}; it is in the copy as it is"
+    file.sync_file(copy)
 
 
 def _copy_pages(path: Path, copy: Path, disk: Disk, progress: Progress) -> None:
@@ -207,7 +214,7 @@ def _copy_pages(path: Path, copy: Path, disk: Disk, progress: Progress) -> None:
         to.execute("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")  # it is synced as a whole when it is checked
         db.execute("BEGIN")
         database.row(db, "SELECT 1 FROM ledger")  # from here on the picture stands
-        most_log = file.log_size(path) + max(disk.look(Sizes(0, 0, 0)).margin // 2, disk.reserve_bytes())
+        most_log = file.log_size(path) + max(disk.look(Sizes(0, 0, 0)).margin // LOG_SHARE, disk.reserve_bytes())
         left = db.pragma("page_count")
         with to.backup("main", db, "main") as run:
             while not run.done:
@@ -216,8 +223,8 @@ def _copy_pages(path: Path, copy: Path, disk: Disk, progress: Progress) -> None:
                 left = run.remaining
                 if file.log_size(path) > most_log:
                     raise SpoolError(
-                        f"{path}: while it was copied its log grew to half of the room that beacons have, so the copy was given "
-                        "up and nothing is left of it. Give the spool more room (max_bytes, or the disk), or use a faster disk"
+                        f"{path}: while it was copied its log grew to a quarter of the room that beacons have, so the copy "
+                        "was given up. Nothing is left of it. Give the spool more room (max_bytes, the disk), or copy faster"
                     )
         db.execute("COMMIT")
 

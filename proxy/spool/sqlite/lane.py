@@ -158,9 +158,11 @@ class Lane:
         return reason
 
     def _tend(self) -> None:
-        """Without beacons too a lane that was lost is taken again, and a log that grew too large is shortened: readiness must not
-        wait for a beacon that is not sent while it is red."""
+        """Without beacons too a lane that was lost is taken again, one that another set aside is let go, and a log that grew too
+        large is shortened: readiness must not wait for a beacon that is not sent while it is red."""
         try:
+            if self._db is not None and file.inode(self.path) != self._inode:
+                self._close()
             if self._db is None:
                 self._open_again()
             elif self._refusal:

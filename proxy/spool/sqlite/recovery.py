@@ -298,7 +298,7 @@ def _locked(path: Path) -> Iterator[None]:
 def _in_use(path: Path) -> SpoolError:
     return SpoolError(
         f"{path} is in use: a process stores beacons in it or delivers what it holds, so there is nothing to recover. Stop that "
-        "process if you mean to"
+        "process if it is to be recovered all the same"
     )
 
 
