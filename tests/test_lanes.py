@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ import apsw
 import httpx
 import pytest
 from conftest import ProxyProcess, SandboxProcess, clean_environment, wait_for
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small_disk import MIB, fill, mounted
 
 from proxy.delivery import Final, Retry
 from proxy.hit import Hit
-from proxy.outcome import Outcome
+from proxy.outcome import Ending, Outcome
 from proxy.spool.port import REFUSED, TRIMMED, DeadFilter, Settlement, SpoolConfig, SpoolError
 from proxy.spool.sqlite import file
 from proxy.spool.sqlite.dead import SqliteDeadLetters
@@ -328,6 +331,51 @@ def test_a_file_that_is_no_lane_is_left_as_it_is(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
         assert path.exists() == (path.name != "none")
     assert len(file.lane_files(spool)) == 2
+
+
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lane with rows in each table and a log that is not in the file yet."""
+    directory = tmp_path_factory.mktemp("busy")
+    lane, outlet = Lane(directory, SpoolConfig("", "os")), SqliteOutlet(directory)
+    lane.append_blocking(*(hit(f"b{number}", 40 * number, f"site{number % 3}") for number in range(90)))
+    verdicts = [Final(Outcome.DELIVERED, "200"), Retry(7, counted=True), Final(Outcome.REJECTED, "400")]
+    outlet.settle([Settlement(claim, verdicts[number % 3]) for number, claim in enumerate(outlet.claim(60, 0))])
+    for suffix in ("", "-wal"):
+        shutil.copy(f"{lane.path}{suffix}", directory / f"damaged.db{suffix}")
+    lane.close()
+    outlet.close()
+    return directory / "damaged.db"
+
+
+@given(
+    damage=st.lists(st.tuples(st.sampled_from(["", "-wal"]), st.floats(0, 1), st.binary(min_size=1, max_size=5000)), max_size=6),
+    certain_only=st.booleans(),
+)
+@settings(max_examples=60)
+def test_whatever_the_damage_the_new_lane_balances(
+    busy: Path, damage: list[tuple[str, float, bytes]], certain_only: bool
+) -> None:
+    """Nonsense on the disk must not become nonsense in the ledger, nor a traceback."""
+    with tempfile.TemporaryDirectory() as place:
+        spool, lane = Path(place, "spool"), Path(place, "lane.db")
+        spool.mkdir()
+        for suffix in ("", "-wal"):
+            content = bytearray(Path(f"{busy}{suffix}").read_bytes())
+            for _, at, junk in (one for one in damage if one[0] == suffix):
+                start = int(at * len(content))
+                content[start : start + len(junk)] = junk[: len(content) - start]
+            Path(f"{lane}{suffix}").write_bytes(content)
+        try:
+            found = recovered(lane, spool, certain_only)
+        except SpoolError:
+            assert lane.exists()
+            assert file.lane_files(spool) == []
+        else:
+            ledger = read_ledger(spool)
+            assert audit(spool, 10**9) == 0
+            assert ledger.pending == found.fresh + found.waiting
+            assert sum(ledger.ending(Ending.DEAD).values()) == found.dead
 
 
 def test_a_full_disk_says_so_and_leaves_all_as_it_is(tmp_path: Path) -> None:
