@@ -158,7 +158,7 @@ def test_the_copy_is_of_one_moment_and_never_begins_again(tmp_path: Path) -> Non
 
 
 def test_lanes_set_aside_figures_and_a_fallbacks_stream_are_copied_too(tmp_path: Path) -> None:
-    """What a lane set aside holds may still be saved, on the new machine as well; locks and the reserve are made anew."""
+    """What a lane set aside holds may still be saved, on the new machine as well; locks and the reserve are made at the start."""
     spool = tmp_path / "spool"
     fill_lane(spool, 10)
     aside = file.set_aside(spool / "lane-0000.db", file.inode(spool / "lane-0000.db"))
@@ -175,7 +175,7 @@ def test_lanes_set_aside_figures_and_a_fallbacks_stream_are_copied_too(tmp_path:
 
 
 def test_a_kill_in_the_middle_leaves_a_working_spool_and_the_next_run_succeeds(serve: Serve, tmp_path: Path) -> None:
-    """The same command again, with the same directory: nobody has to clean up."""
+    """The same command again, with the same directory: there is nothing to clean up."""
     fill_lane(tmp_path / "spool", 12_000, 4000)
     proxy, target = serve(upstream=NOWHERE), tmp_path / "backup"
     begun = target / UNFINISHED / "lane-0000.db"
@@ -267,8 +267,8 @@ def test_a_damaged_lane_is_named_and_the_others_are_copied(tmp_path: Path) -> No
         lane.close()
     lanes[0].path.write_bytes(b"rotten" * 1000)
     with lanes[1].path.open("r+b") as opened:
-        opened.seek(20 * 4096)
-        opened.write(b"rotten" * 1000)
+        opened.seek(20 * 4096 + 8)  # behind how many rows the page has: a count finds nothing
+        opened.write(b"rotten" * 600)
     done = backup(spool, tmp_path / "backup", "--json")
     report: dict[str, Any] = json.loads(done.stdout)
     assert (done.returncode, sorted(report["damaged"])) == (1, ["lane-0000.db", "lane-0001.db"])
@@ -276,7 +276,7 @@ def test_a_damaged_lane_is_named_and_the_others_are_copied(tmp_path: Path) -> No
     assert "lanes recover" in backup(spool, tmp_path / "again").stdout
 
 
-def test_a_target_without_room_is_refused_before_and_told_of_in_between(tmp_path: Path) -> None:
+def test_a_target_without_room_is_refused_before_and_named_in_between(tmp_path: Path) -> None:
     """Both times in MiB, and with nothing of the copy left on the full disk."""
     spool = tmp_path / "spool"
     fill_lane(spool, 5000)

@@ -86,6 +86,18 @@ def rows(path: Path, table: str) -> list[Any]:
         return db.execute(f"SELECT * FROM {table} ORDER BY 1").fetchall()
 
 
+def exhaust_names(disk: Path) -> list[Path]:
+    """Files until the file system has no room for another name, though bytes are free."""
+    made: list[Path] = []
+    with contextlib.suppress(OSError):
+        while True:
+            name = disk / f"name{len(made)}"
+            name.touch()
+            made.append(name)
+    assert Disk(disk).free_bytes() > MIB
+    return made
+
+
 def leaves(path: Path, table: str) -> list[int]:
     """Numbers of the pages on which the table's rows are."""
     with contextlib.closing(apsw.Connection(str(path))) as db:
@@ -137,7 +149,7 @@ def test_all_beacons_on_sound_pages_of_a_damaged_lane_are_delivered_while_serve_
 def test_a_copied_lane_gets_a_number_of_its_own_and_both_are_delivered(
     serve: Serve, sandbox: SandboxProcess, tmp_path: Path
 ) -> None:
-    """Somebody copied a file within the spool, or brought one back beside its original: the forwarder takes but one."""
+    """A file was copied within the spool, or brought one back beside its original: the forwarder takes but one."""
     spool = tmp_path / "spool"
     a_lane(spool, 20)
     for suffix in ("", "-wal"):
@@ -202,6 +214,16 @@ def test_rows_and_counts_come_back_as_they_were(tmp_path: Path) -> None:
     assert audit(tmp_path, 10**9) == 0
 
 
+def test_a_dead_letter_of_an_unknown_reason_is_kept_and_counted(tmp_path: Path) -> None:
+    """Its reason may be damaged, or of another version; a letter that no count has would unbalance the ledger."""
+    lane = a_lane(tmp_path, 1)
+    with contextlib.closing(apsw.Connection(str(lane))) as db:
+        db.execute("INSERT INTO dead SELECT id, 'default', 'rejecteq', '400', 9, 1, hit FROM fresh; DELETE FROM fresh")
+    found = recovered(set_aside(lane), tmp_path)
+    assert (found.dead, audit(tmp_path, 10**9)) == (1, 0)
+    assert [letter.outcome for letter in SqliteDeadLetters(tmp_path).list(DeadFilter(), 10)] == ["unreadable"]
+
+
 def test_ids_of_a_recovered_lane_never_meet_those_of_new_beacons(tmp_path: Path) -> None:
     """A row keeps its id when it moves between tables: if a new one had the id of one that waits, it would be lost."""
     lane, outlet = Lane(tmp_path), SqliteOutlet(tmp_path)
@@ -245,7 +267,7 @@ def test_doubtful_beacons_are_taken_unless_only_certain_ones_are_wanted(tmp_path
 
 
 def test_a_dry_run_says_the_same_and_changes_nothing(tmp_path: Path) -> None:
-    """What an operator asks for before he decides."""
+    """What an operator asks for before deciding."""
     aside = set_aside(a_lane(tmp_path, 30))
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     dry = report(lanes(tmp_path, "recover", "--dry-run", "--json", aside))
@@ -306,7 +328,7 @@ def test_a_kill_between_the_new_lane_and_the_new_name_does_not_double_it(tmp_pat
 
 
 def test_a_file_that_is_no_lane_is_left_as_it_is(tmp_path: Path) -> None:
-    """A slip of the hand must not rename somebody's file."""
+    """A slip of the hand must not rename another file."""
     spool = tmp_path / "spool"
     a_lane(spool, 1)
     newer = spool / "lane-0005.db"
@@ -380,7 +402,7 @@ def test_whatever_the_damage_the_new_lane_balances(
 
 def test_a_full_disk_says_so_and_leaves_all_as_it_is(tmp_path: Path) -> None:
     """And the file is where it was, to be taken when there is room: also where the room ends in the middle."""
-    with mounted(tmp_path / "disk", "8M") as disk:
+    with mounted(tmp_path / "disk", "8M,nr_inodes=40") as disk:
         spool = disk / "spool"
         a_lane(spool, 1)
         aside = set_aside(a_lane(tmp_path / "elsewhere", 12_000, 900))
@@ -396,8 +418,26 @@ def test_a_full_disk_says_so_and_leaves_all_as_it_is(tmp_path: Path) -> None:
             recovered(small, spool)
         assert small.exists()
         (disk / "ballast").unlink()
+        names = exhaust_names(disk)
+        with pytest.raises(SpoolError, match="is full"):
+            recovered(small, spool)
+        for name in names:
+            name.unlink()
         assert recovered(small, spool).is_whole
         assert read_ledger(spool).pending == 11
+
+
+def test_a_disk_that_is_full_when_the_new_lane_is_closed_makes_no_lane(tmp_path: Path) -> None:
+    """SQLite brings the log into the file at the end and says nothing if it cannot: the rows in the log would be lost."""
+    with mounted(tmp_path / "disk") as disk:
+
+        def write(db: Any) -> None:
+            db.executemany("INSERT INTO fresh (hit) VALUES (?)", [(bytes(3000),)] * 400)
+            fill(disk)
+
+        with pytest.raises(apsw.FullError):
+            file.create_file(disk / "lane-0000.db", write)
+        assert [path.name for path in disk.iterdir()] == ["ballast"]
 
 
 def test_a_spool_at_its_limit_is_not_filled_beyond_it(tmp_path: Path) -> None:

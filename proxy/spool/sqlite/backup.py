@@ -2,7 +2,7 @@
 
 A lane is read inside one transaction, so its picture stands from the first page to the last. (SQLite's own back-up without one
 begins again with each commit of another process: at 50 commits a second it never ends.) Such a reader keeps the lane's log from
-being written anew, so the log grows meanwhile. That is bounded: the copy is given up when the log has taken a quarter of the
+being written from its beginning, so the log grows meanwhile. That is bounded: the copy is given up when the log has taken a quarter of the
 room that beacons still had; brought into the file, it takes as much once more.
 
 All is written into the directory `unfinished` inside the target, checked, synced, and renamed into the target last. A target with
@@ -180,7 +180,7 @@ def _require_room(source: Path, target: Path, needed: int, disk: Disk) -> None:
 
 
 def _copy_lane(path: Path, directory: Path, disk: Disk, report: BackUp, progress: Progress) -> None:
-    """Copy and check it. One that is damaged is told of, and keeps none of the others from the copy."""
+    """Copy and check it. A damaged one is named in the report, and keeps none of the others from the copy."""
     copy = directory / path.name
     try:
         _copy_pages(path, copy, disk, progress)

@@ -66,6 +66,7 @@ def create_file(path: Path, fill: Callable[[Connection], object] | None = None, 
             db.execute(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
             if fill is not None:
                 fill(db)
+                database.checkpoint(db, truncate=True)  # in closing it would fail unseen
         if fill is not None:
             sync_file(unfinished)
     except BaseException:

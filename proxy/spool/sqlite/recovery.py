@@ -1,7 +1,7 @@
 """Brings what can be saved of a lane that no process uses into a new lane of the spool.
 
     lock     the file, as SQLite does: no process has it open, and none can open it meanwhile
-    write    the new lane under an unfinished name; whoever makes the next lane removes one that was left behind
+    write    the new lane under an unfinished name; the next process that makes a lane removes one that was left behind
     publish  it by its name, synced: from here on its beacons are delivered
     rename   the file, so that it is not taken twice
 
@@ -321,7 +321,7 @@ def _rename(path: Path, lane: str) -> Path:
         file.sync_directory(path.parent)
     except OSError as error:
         raise SpoolError(
-            f"{path} is saved into {lane}, but cannot be renamed: {error.strerror}. Run this again when that is mended: it only "
+            f"{path} is saved into {lane}, but cannot be renamed: {error.strerror}. Run this again when that is put right: it only "
             "renames the file then"
         ) from error
     return aside
