@@ -75,8 +75,8 @@ class LaneTransfer:
         if self._guard is None:
             self._db.close()
             raise SameNumber(
-                f"{path} bears the number of a lane that is being moved already: it is a copy of it. Remove it, or have it moved too: "
-                f"beacon-proxy lanes recover {path}"
+                f"{path} bears the number of a lane that is being moved already: it is a copy of it. Remove it, or have it moved "
+                f"too: beacon-proxy lanes recover {path}"
             )
         self._behind = 0
         """The first of the rows that were put behind in this round."""

@@ -2,8 +2,8 @@
 
 A lane is read inside one transaction, so its picture stands from the first page to the last. (SQLite's own back-up without one
 begins again with each commit of another process: at 50 commits a second it never ends.) Such a reader keeps the lane's log from
-being written from its beginning, so the log grows meanwhile. That is bounded: the copy is given up when the log has taken a quarter of the
-room that beacons still had; brought into the file, it takes as much once more.
+being written from its beginning, so the log grows meanwhile. That is bounded: the copy is given up when the log has taken a
+quarter of the room that beacons still had; brought into the file, it takes as much once more.
 
 All is written into the directory `unfinished` inside the target, checked, synced, and renamed into the target last. A target with
 such a directory is a copy that was not finished, and is begun again.

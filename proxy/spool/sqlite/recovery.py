@@ -321,7 +321,7 @@ def _rename(path: Path, lane: str) -> Path:
         file.sync_directory(path.parent)
     except OSError as error:
         raise SpoolError(
-            f"{path} is saved into {lane}, but cannot be renamed: {error.strerror}. Run this again when that is put right: it only "
-            "renames the file then"
+            f"{path} is saved into {lane}, but cannot be renamed: {error.strerror}. Run this again when that is put right: it "
+            "only renames the file then"
         ) from error
     return aside
