@@ -64,7 +64,7 @@ bench-smoke: setup ## The same for ten seconds: intake and forwarding, so that t
 	$(RUN)python -m benchmarks --quick intake forwarding
 
 .PHONY: chaos
-chaos: setup ## Break it on purpose: 200 kills, a schedule of faults, a backlog of a million (about 20 minutes)
+chaos: setup ## Break it on purpose: 200 kills, a schedule of faults, a backlog of a million, full disks (about 30 minutes; the last as root)
 	$(RUN)python -m tests.chaos
 
 .PHONY: chaos-cluster

@@ -1,6 +1,7 @@
 """A spool with many hits in it, made quickly: a few come the ordinary way, and the file doubles them."""
 
 import asyncio
+import json
 import os
 from contextlib import closing
 from pathlib import Path
@@ -9,7 +10,7 @@ from benchmarks.load import BEACON, HEADERS
 from proxy.hit import Hit
 from proxy.spool import open_intake
 from proxy.spool.port import RECEIVED, SpoolConfig
-from proxy.spool.sqlite import file
+from proxy.spool.sqlite import database, file
 
 SEED = 10_000
 QUERY = BEACON.partition("?")[2]
@@ -46,8 +47,9 @@ def fill(spool: Path, n: int) -> None:
         filled = min(n, SEED)
         while filled < n:
             more = min(filled, n - filled)
-            with file.transaction(db):
+            with database.transaction(db):
                 db.execute("INSERT INTO fresh (hit) SELECT hit FROM fresh ORDER BY id LIMIT ?", (more,))
-                db.execute(file.TALLY, ("default", RECEIVED, more))
+                db.execute(file.TALLY, (json.dumps([("default", RECEIVED, more)]),))
             filled += more
+        database.checkpoint(db, truncate=True)  # the log of so large a transaction is as large as the file
     os.sync()  # or the disk would still be writing it while something else is measured

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import stage
-from benchmarks.fill import QUERY, fill
+from benchmarks.checkout import OURS, Checkout
+from benchmarks.fill import QUERY, SEED, hit
 from benchmarks.line import Effort, Line, ratios
 from proxy.spool import ledger_of
 from proxy.spool.port import SpoolConfig
@@ -19,13 +20,13 @@ IN_FLIGHT = 64
 BEACONS = 100_000
 
 
-def forwarded(spool: Path, upstream: str, beacons: int) -> float:
-    """Beacons a second, without the first and the last tenth."""
-    fill(spool, beacons)
+def forwarded(spool: Path, upstream: str, beacons: int, version: Checkout = OURS) -> float:
+    """Beacons a second, without the first and the last tenth. That version fills the spool too; any later one can read it."""
+    stage.turn(version, "fill", spool, [hit(n) for n in range(min(SEED, beacons))], beacons)
     config = SpoolConfig(f"sqlite:{spool}")
     began = at = 0.0
     first = left = beacons
-    with stage.forwarder(spool, upstream, concurrency=IN_FLIGHT):
+    with stage.forwarder(spool, upstream, version=version, concurrency=IN_FLIGHT):
         deadline = time.monotonic() + 120
         while left > beacons // 10:
             time.sleep(0.05)
@@ -43,20 +44,27 @@ def plain_httpx(upstream: str, seconds: float) -> float:
     return float(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
 
 
-def measure(effort: Effort, place: Path) -> Iterator[Line]:
-    """Two lines: as a ratio, and a second."""
+def measure(effort: Effort, place: Path, other: Checkout | None = None) -> Iterator[Line]:
+    """Two lines: as a ratio, and a second; and one against another version."""
+    beacons = max(5_000, int(BEACONS * effort.scale))
     ours: list[float] = []
+    others: list[float] = []
     theirs: list[float] = []
     with stage.vendor() as upstream:
         for _ in range(effort.rounds):
-            with tempfile.TemporaryDirectory(dir=place) as spool:
-                ours.append(forwarded(Path(spool), upstream, max(5_000, int(BEACONS * effort.scale))))
+            for version, found in ((OURS, ours), (other, others)):
+                if version is not None:
+                    with tempfile.TemporaryDirectory(dir=place) as spool:
+                        found.append(forwarded(Path(spool), upstream, beacons, version))
             theirs.append(plain_httpx(upstream, effort.seconds))
     context = {"forwarder_per_second": ours, "httpx_per_second": theirs}
     yield Line(
         "forwarding on one core", "a loop of httpx.AsyncClient.get", 20, ratios(ours, theirs), "{:.1f}".format, context=context
     )
     yield Line("forwarding on one core, beacons/s", "—", 10_000, ours, "{:,.0f}".format)
+    if other is not None:
+        context = {"here_per_second": ours, "there_per_second": others}
+        yield Line("forwarding on one core", other.name, None, ratios(ours, others), context=context)
 
 
 async def _loop(url: str, seconds: float) -> float:

@@ -8,9 +8,11 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 from benchmarks import stage
+from benchmarks.checkout import Checkout
 from benchmarks.line import Effort, Line, ratios
 from benchmarks.load import BEACON, CONNECTIONS, wrk
 
@@ -37,20 +39,21 @@ def mirror(_: Path) -> Iterator[int]:
             yield port
 
 
-SERVERS: dict[str, Server] = {
-    "bare": lambda spool: stage.bare("bare"),
-    "os": lambda spool: stage.collectors(spool, "os"),
-    "disk": lambda spool: stage.collectors(spool, "disk"),
-    "starlette": lambda spool: stage.bare("starlette"),
-    "mirror": mirror,
-}
+def servers(other: Checkout | None) -> dict[str, Server]:
+    """In the order of their turns: another version's collectors come right after ours."""
+    found: dict[str, Server] = {"bare": lambda spool: stage.bare("bare")}
+    for durability in ("os", "disk"):
+        found[durability] = partial(stage.collectors, durability=durability)
+        if other is not None:
+            found[f"other {durability}"] = partial(stage.collectors, durability=durability, version=other)
+    return {**found, "starlette": lambda spool: stage.bare("starlette"), "mirror": mirror}
 
 
-def measure(effort: Effort, place: Path) -> Iterator[Line]:
-    """Five lines."""
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in SERVERS}
+def measure(effort: Effort, place: Path, other: Checkout | None = None) -> Iterator[Line]:
+    """Four lines, and two more against another version."""
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in servers(other)}
     for _ in range(effort.rounds):
-        for name, server in SERVERS.items():
+        for name, server in servers(other).items():
             with tempfile.TemporaryDirectory(dir=place) as spool, server(Path(spool)) as port:
                 wrk(port, min(1.0, effort.seconds))
                 runs[name].append(wrk(port, effort.seconds))
@@ -60,20 +63,14 @@ def measure(effort: Effort, place: Path) -> Iterator[Line]:
         "starlette": "Starlette Route, the GIF and nothing stored",
         "mirror": "nginx mirror + empty_gif, which loses beacons",
     }
-    for durability, other, reach in (
-        ("os", "bare", 0.75),
-        ("disk", "bare", 0.60),
-        ("disk", "starlette", 1.7),
-        ("disk", "mirror", 1.5),
-    ):
+    compared = [("os", "bare", 0.75), ("disk", "bare", 0.60), ("disk", "starlette", 1.7), ("disk", "mirror", 1.5)]
+    if other is not None:
+        against |= {"other os": other.name, "other disk": other.name}
+        compared += [("os", "other os", 1.0), ("disk", "other disk", 1.0)]
+    for durability, base, reach in compared:
         what = f"intake on one core, durability={durability}"
-        yield Line(
-            what,
-            against[other],
-            reach,
-            ratios(rates[durability], rates[other]),
-            context={durability: runs[durability], other: runs[other]},
-        )
+        context = {durability: runs[durability], base: runs[base]}
+        yield Line(what, against[base], reach, ratios(rates[durability], rates[base]), context=context)
 
 
 def scaling(effort: Effort, place: Path) -> Iterator[Line]:

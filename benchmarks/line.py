@@ -10,7 +10,8 @@ class Line(NamedTuple):
 
     what: str
     against: str
-    reach: float
+    reach: float | None
+    """None where there is nothing to reach: the figure is for information."""
     found: list[float]
     form: Callable[[float], str] = "{:.2f}".format
     at_least: bool = True
@@ -19,13 +20,17 @@ class Line(NamedTuple):
     """The raw figures behind it."""
 
     @property
-    def holds(self) -> bool:
-        """Whether the median reaches what is to be reached."""
+    def holds(self) -> bool | None:
+        """Whether the median reaches what is to be reached; None if there is nothing to reach."""
+        if self.reach is None:
+            return None
         median = statistics.median(self.found)
         return median >= self.reach if self.at_least else median <= self.reach
 
     def row(self) -> tuple[str, str, str, str, str]:
         """Cells of the table."""
+        if self.reach is None:
+            return self.what, self.against, "—", self.spread(), "—"
         sign = "≥" if self.at_least else "≤"
         return self.what, self.against, f"{sign} {self.form(self.reach)}", self.spread(), "yes" if self.holds else "NO"
 

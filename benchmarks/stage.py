@@ -1,6 +1,7 @@
 """The processes that are measured, each on the core it belongs to, started and ended."""
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -16,14 +17,15 @@ from typing import Any
 
 import msgspec
 
-from proxy.collector.config import CollectorConfig
-from proxy.forward.config import ForwarderConfig, Site
+from benchmarks.checkout import OURS, Checkout
+from proxy.hit import Hit
 from proxy.settings.names import PREFIX
-from proxy.spool.port import SpoolConfig
 
 MEASURED, OTHER = 0, max(os.sched_getaffinity(0))
 """The core of what is measured, and that of load and vendor."""
 EVERYWHERE = tuple(os.sched_getaffinity(0))
+Found = dict[str, dict[str, float]]
+"""What a turn found: its parts, and the figures of each."""
 NGINX = """
 daemon off; worker_processes 1; error_log stderr crit; pid {place}/nginx.pid; user root;
 events {{ worker_connections 4096; }}
@@ -102,26 +104,44 @@ def bare(what: str, workers: Sequence[int] = (MEASURED,)) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def collectors(spool: Path, durability: str, workers: Sequence[int] = (MEASURED,)) -> Iterator[int]:
-    """Collectors as `serve` starts them with its defaults, one on each core of `workers`; their port."""
-    config = msgspec.json.encode(CollectorConfig(spool=SpoolConfig(f"sqlite:{spool}", durability))) + b"\n"
+def collectors(spool: Path, durability: str, workers: Sequence[int] = (MEASURED,), version: Checkout = OURS) -> Iterator[int]:
+    """Collectors as `serve` of that version starts them, one on each core of `workers`; their port. Its own defaults hold for
+    what is not given."""
+    config = msgspec.json.encode({"spool": {"url": f"sqlite:{spool}", "durability": durability}}) + b"\n"
     with listener() as listening, contextlib.ExitStack() as stack:
         fd = listening.fileno()
         for core in workers:
             command = [sys.executable, "-m", "proxy.cli.child", "collector", str(fd)]
-            stack.enter_context(process(command, [core], config, [fd]))
+            stack.enter_context(process(command, [core], config, [fd], **version.environ()))
         yield port_of(listening)
 
 
 @contextlib.contextmanager
 def forwarder(
-    spool: Path, upstream: str, cores: Sequence[int] = (MEASURED,), **settings: Any
+    spool: Path, upstream: str, cores: Sequence[int] = (MEASURED,), version: Checkout = OURS, **settings: Any
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A forwarder as `serve` starts it with its defaults, but for what is given, on those cores."""
-    config = ForwarderConfig(SpoolConfig(f"sqlite:{spool}"), {"default": Site(upstream, "benchmark-key")}, **settings)
+    """A forwarder as `serve` of that version starts it, on those cores. Its own defaults hold for what is not given."""
+    site = {"upstream": upstream, "api_key": "benchmark-key"}
+    config = {"spool": {"url": f"sqlite:{spool}"}, "sites": {"default": site}, **settings}
     command = [sys.executable, "-m", "proxy.cli.child", "forwarder"]
-    with process(command, cores, msgspec.json.encode(config) + b"\n") as started:
+    with process(command, cores, msgspec.json.encode(config) + b"\n", **version.environ()) as started:
         yield started
+
+
+def turn(version: Checkout, name: str, spool: Path, hits: Sequence[Hit], beacons: int, durability: str = "os") -> Found:
+    """A turn of turn.py, by that version, alone on the measured core. Raises subprocess.CalledProcessError."""
+    script = Path(__file__).with_name("turn.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(version.root), name, str(spool), durability, str(beacons)],
+        input=msgspec.json.encode(hits).decode(),
+        capture_output=True,
+        check=True,
+        encoding="utf-8",
+        env={**os.environ, **version.environ()},
+        preexec_fn=lambda: os.sched_setaffinity(0, [MEASURED]),
+    )
+    found: Found = json.loads(done.stdout)
+    return found
 
 
 @contextlib.contextmanager

@@ -134,21 +134,38 @@ def settings_of(spool: Path, upstream: str, **settings: Any) -> dict[str, Any]:
 class ProxyProcess:
     """`beacon-proxy serve` (or another command) as a user starts it."""
 
-    def __init__(self, spool: Path, upstream: str, command: str = "serve", port: int | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        spool: Path,
+        upstream: str,
+        command: str = "serve",
+        port: int | None = None,
+        log: Path | None = None,
+        **settings: Any,
+    ) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.environment = clean_environment(**settings_of(spool, upstream, port=str(self.port), **settings))
         if self.environment["BEACON_PROXY_SPOOL"].startswith("nats:"):
             self.environment.setdefault("BEACON_PROXY_FALLBACK", f"sqlite:{spool}-fallback")
         self.environment = {name: value for name, value in self.environment.items() if value is not None}
-        self.log = spool.parent / f"{spool.name}-{command}-{self.port}.log"
-        with self.log.open("ab") as log:
+        self.log = log or spool.parent / f"{spool.name}-{command}-{self.port}.log"
+        with self.log.open("ab") as opened:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "proxy", command], env=self.environment, stdout=log, stderr=log, start_new_session=True
+                [sys.executable, "-m", "proxy", command],
+                env=self.environment,
+                stdout=opened,
+                stderr=opened,
+                start_new_session=True,
             )
         if command == "serve":
             prefix = settings.get("prefix", "").partition(",")[0]
-            wait_for(lambda: self._answers(f"{self.url}{prefix}/e"), "the proxy")
+            try:
+                wait_for(lambda: self._answers(f"{self.url}{prefix}/e"), "the proxy")
+            except BaseException:  # the caller never gets this object, so nothing else could end the process
+                if self.process.poll() is None:
+                    self.kill()
+                raise
 
     def _answers(self, url: str) -> bool:
         assert self.process.poll() is None, self.log.read_text()

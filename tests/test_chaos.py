@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,15 +12,31 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import ProxyProcess, wait_for
+from conftest import ProxyProcess, need, wait_for
 from in_thread import InThread
 
-from tests.chaos import laboratory
+from tests.chaos import disk, laboratory
 from tests.chaos.__main__ import broken
 from tests.chaos.laboratory import Upstream
+from tests.chaos.schedule import Event, schedule
+from tests.chaos.volume import CannotMount
 
 Serve = Callable[..., ProxyProcess]
 Inside = Callable[..., InThread]
+ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk to be filled")
+SEED = 50
+FULL = [
+    Event(0.5, "read", 7, 0.0),
+    Event(0.5, "read", 7, 0.99),
+    Event(1.0, "closed"),
+    Event(2.0, "fill", 2, 0.5),
+    Event(2.5, "delete"),
+    Event(3.0, "tree"),
+    Event(6.0, "ok"),
+    Event(7.0, "fill", 2, 0.5),
+    Event(8.0, "forwarder"),
+]
+"""The vendor comes back while readers hold the lanes, so that nothing goes from their logs into the lanes."""
 
 
 def run(experiment: Any, place: Path, **options: Any) -> dict[str, Any]:
@@ -43,6 +61,85 @@ def test_a_schedule_of_faults_loses_no_answered_beacon(tmp_path: Path) -> None:
         "ledger_off_by": 0,
         "answered_503": 0,
     }
+
+
+@ROOT
+def test_a_full_disk_loses_no_answered_beacon_and_service_comes_back_with_the_room(tmp_path: Path) -> None:
+    """Full to the last block, by a filler and by the spool itself, with kills on it. (How soon is the long run's to judge.)"""
+    try:
+        found = run(disk.disk, tmp_path, minutes=0.15, rate=400.0, events=FULL, size_mib=16, drain_s=30.0)
+    except CannotMount as error:
+        pytest.skip(str(error))
+    assert found["disk_full"] >= 1
+    assert found["kills_and_restarts_while_full"] >= 1
+    assert found["readers"] >= 1
+    assert found["answered_200"] > 200
+    assert [promise for promise in broken(found) if not promise.startswith("recover_s")] == [], found
+
+
+def test_the_schedule_of_full_disks_is_that_of_its_seed() -> None:
+    """A run that broke a promise can be repeated; and nothing is planned for after the end, when all must be well."""
+    assert schedule(SEED, 600) == schedule(SEED, 600) != schedule(SEED + 1, 600)
+    for seed in range(50):
+        events = schedule(seed, 60)
+        kinds = {event.what for event in events}
+        assert kinds & {"fill", "read"}
+        assert {"closed", "ok"} <= kinds
+        assert all(0 <= event.at_s <= event.at_s + event.for_s <= 60 for event in events)
+
+
+def test_a_recovery_that_never_came_counts_as_long_as_it_was_waited_for() -> None:
+    """Else the service that never comes back would look the best. What was too short to judge is left out."""
+    back, gone = [10.0, 20.0, 30.0, 33.0], [0.0, 15.0, 29.0, 32.0]
+    assert disk.recoveries(back, gone, [10.5, 35.0], end=50.0) == [0.5, 9.0, 2.0]
+
+
+@ROOT
+def test_an_interrupted_experiment_leaves_no_file_system_and_no_process_behind(tmp_path: Path) -> None:
+    """Ctrl-C in the middle of a full disk."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.chaos", "disk", "--seed", str(SEED), "--place", str(tmp_path)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        wait_for(lambda: process.poll() is not None or list(tmp_path.glob("disk-*/disk/filler-*")), "the filler")
+        if process.poll() == 2:
+            pytest.skip(process.stderr.read())  # type: ignore[union-attr]
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of its foreground
+        assert process.wait(timeout=30) == 130
+    finally:
+        process.kill()
+    assert process.stderr.read() == "disk: interrupted\n"  # type: ignore[union-attr]
+    assert str(tmp_path) not in Path("/proc/mounts").read_text()
+    assert not list(tmp_path.glob("disk-*/disk*"))
+    assert not [pid for pid in Path("/proc").glob("[0-9]*") if _mentions(pid, str(tmp_path))]
+
+
+def _mentions(pid: Path, text: str) -> bool:
+    try:
+        return text.encode() in (pid / "cmdline").read_bytes() + (pid / "environ").read_bytes()
+    except OSError:
+        return False
+
+
+def test_without_the_right_to_mount_the_experiment_says_so(tmp_path: Path) -> None:
+    """Status 2 and a sentence, no traceback: it is no promise that broke."""
+    drop = [need("setpriv", "util-linux"), "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"] if os.geteuid() == 0 else []
+    done = subprocess.run(
+        [*drop, sys.executable, "-m", "tests.chaos", "disk", "--place", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("disk: cannot mount a file system for this experiment")
+    assert "It needs root" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not list(tmp_path.glob("disk-*/disk*"))
 
 
 @pytest.mark.parametrize("fault", ["ok", "slow", "hang", "closed", "reset"])

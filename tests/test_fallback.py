@@ -22,6 +22,7 @@ import pytest
 from conftest import API_KEY, ProxyProcess, SandboxProcess, children, clean_environment, kill_tree, wait_for
 from msgspec.structs import replace
 from nats_server import NatsServer
+from small_disk import fill, mounted
 from test_embedding import UvicornProcess
 from test_jetstream import balanced
 from test_spool import DELIVERED, hit, names
@@ -138,6 +139,33 @@ def test_hits_go_to_the_lane_while_the_server_is_away_and_into_the_spool_afterwa
         assert sorted(delivered(outlet, 302)) == sorted(["before", "after", *map(str, range(300))])
         assert read_ledger(lanes(config)).counts["default"] == {RECEIVED: 0, "moving": 0, "gpc": 0}
     outlet.close()
+
+
+def test_a_fallback_on_a_full_disk_is_emptied_once_the_servers_are_back(
+    server: NatsServer, config: SpoolConfig, tmp_path: Path
+) -> None:
+    """To the last byte, by collectors and another program: the mover uses the room that is kept for settlements, as a forwarder
+    does. 0 of 5,557 beacons were moved once, while the host called itself ready."""
+    with mounted(tmp_path / "disk") as disk:
+        config = replace(config, fallback=f"sqlite:{disk / 'fallback'}", durability="os")
+        with opened(config) as intake:
+            server.kill()
+            wait_for(lambda: intake._engine.away, "the loss to be seen")
+            stored = 0
+            with contextlib.suppress(SpoolRefused):
+                while stored < 5_000:
+                    intake.append_blocking(hit("x" * 3_000 + str(stored)))
+                    stored += 1
+            assert 100 < stored < 5_000, "collectors leave room"
+            fill(disk)
+            assert "full" in spool.unready(config)
+            server.start()
+            with moving(config):
+                wait_for(lambda: emptied(config), "the lanes to be emptied")
+            (disk / "ballast").unlink()
+            outlet = JetStreamOutlet(config)
+            assert len(delivered(outlet, stored)) == stored
+            outlet.close()
 
 
 def test_a_hit_that_the_server_took_without_a_word_is_stored_once(server: NatsServer, config: SpoolConfig) -> None:

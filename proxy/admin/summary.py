@@ -89,6 +89,8 @@ def render(found: dict[str, Any]) -> str:
         f"pending    {found['pending']:>12,}{oldest}",
         f"refused    {found['refused']:>12,}   answered 503, not in received",
     ]
+    if found.get("unready"):
+        lines.append(f"not ready  {found['unready']}")
     if found["fallback"]:
         lines.append(f"fallback   {found['fallback']:>12,}   on this host, to be moved to the spool's servers")
     if found["doubtful"]:

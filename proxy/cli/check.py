@@ -8,6 +8,7 @@ from proxy.settings import Settings
 from proxy.spool import look_at
 from proxy.spool.fallback.intake import WAIT_S
 from proxy.spool.jetstream import address as jetstream
+from proxy.spool.sqlite.database import version
 
 ELSEWHERE = "No forwarder runs beside the collectors: `forward`, or another machine's `serve` on the same spool, delivers."
 
@@ -123,8 +124,10 @@ def _durability(settings: Settings) -> str:
         )
     place = Path(settings.spool.removeprefix("sqlite:")).absolute()
     if settings.durability == "disk":
-        return f"Each is answered once it is on the disk under {place} (fsync): it survives a power cut."
-    return f"Each is answered once the kernel has it for {place}: it survives a crash of the proxy, not a power cut."
+        promise = f"Each is answered once it is on the disk under {place} (fsync): it survives a power cut."
+    else:
+        promise = f"Each is answered once the kernel has it for {place}: it survives a crash of the proxy, not a power cut."
+    return f"{promise} The lanes run on SQLite {version()}."
 
 
 def _identity(settings: Settings) -> str:

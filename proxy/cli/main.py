@@ -17,6 +17,7 @@ from proxy.forward.config import CannotTrace
 from proxy.lists.engine import CannotRead, NoEngine
 from proxy.paste.configuration import CannotWrite
 from proxy.paste.nginx import CannotPaste
+from proxy.spool import unready
 from proxy.spool.port import SpoolError
 
 app = typer.Typer(
@@ -238,7 +239,8 @@ def status(
     """
     from proxy.admin.summary import read, render
 
-    found = read(existing_spool(config))
+    spool = existing_spool(config)
+    found = {**read(spool), "unready": unready(spool)}
     print(json.dumps(found) if as_json else render(found))
 
 

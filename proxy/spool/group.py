@@ -74,6 +74,11 @@ class GroupCommit(Entered):
         threading.Thread(target=self._watch, name="spool-watch", daemon=True).start()
         threading.Thread(target=self._tell_now_and_then, name="spool-teller", daemon=True).start()
 
+    @property
+    def closing(self) -> bool:
+        """Whether what is written now is the last."""
+        return self._closing
+
     def count(self, site: str, *names: str) -> None:
         with self._bell:
             for name in names:

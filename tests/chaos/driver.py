@@ -1,4 +1,5 @@
-"""The driver: keep-alive connections that send named beacons at a steady rate, and note each answer with the time it took."""
+"""The driver: keep-alive connections that send named beacons at a steady rate, and note each answer, when it came and how long
+it took."""
 
 import asyncio
 import contextlib
@@ -19,11 +20,17 @@ class Driver:
         prefix: str = "/e",
         tls: ssl.SSLContext | None = None,
         host: str = "shop.example",
+        more: str = "",
     ) -> None:
         self.port, self.rate, self.connections, self.prefix = port, rate, connections, prefix
-        self._tls, self._host = tls, host
+        self._tls, self._host, self._more = tls, host, more
         self.answered: list[str] = []
-        self.refused = self.broken = 0
+        """The promised beacons: nothing else may be missing in the end."""
+        self.answered_at: list[float] = []
+        """When (monotonic) each of them was answered, in order."""
+        self.refusals: list[tuple[float, str]] = []
+        """When (monotonic) which beacon was answered 503, in order. No promise was made of these, but they may be stored."""
+        self.broken = 0
         self.phase = ""
         self.took_ms: dict[str, list[float]] = {}
         """Phase → times to the whole answer."""
@@ -31,6 +38,11 @@ class Driver:
         self._stop = False
         self._tasks: list[asyncio.Task[None]] = []
         self._tag = f"{time.time_ns():x}"
+
+    @property
+    def refused(self) -> int:
+        """How many were answered 503."""
+        return len(self.refusals)
 
     def start(self) -> None:
         """Begin; the rate is shared by the connections."""
@@ -72,17 +84,17 @@ class Driver:
                 self._began, self._sent = time.monotonic(), 0
             name = f"{self._tag}.{self._sent}.{time.monotonic_ns():x}"
             phase, began = self.phase, time.perf_counter()
-            writer.write(
-                f"GET {self.prefix}?_n={name}&_p=p{self._sent % 997}&Plan=Pro HTTP/1.1\r\nHost: {self._host}\r\n\r\n".encode()
-            )
+            target = f"{self.prefix}?_n={name}&_p=p{self._sent % 997}&Plan=Pro{self._more}"
+            writer.write(f"GET {target} HTTP/1.1\r\nHost: {self._host}\r\n\r\n".encode())
             async with asyncio.timeout(30):
                 head = await reader.readuntil(PAST_HEAD)
                 await reader.readexactly(43)
             if head.startswith(b"HTTP/1.1 200"):
                 self.answered.append(name)
+                self.answered_at.append(time.monotonic())
                 self.took_ms.setdefault(phase, []).append((time.perf_counter() - began) * 1000)
             else:
-                self.refused += 1
+                self.refusals.append((time.monotonic(), name))
 
 
 def quantile(values: list[float], q: float) -> float:

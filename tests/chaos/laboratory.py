@@ -47,7 +47,7 @@ class Upstream:
 
 
 @contextlib.asynccontextmanager
-async def _upstream() -> AsyncIterator[Upstream]:
+async def faulty_vendor() -> AsyncIterator[Upstream]:
     upstream = Upstream()
     try:
         yield upstream
@@ -61,8 +61,8 @@ def _balance(status: Found) -> int:
     return int(status["received"] - ended - status["pending"])
 
 
-async def _settled(proxy: ProxyProcess, patience_s: float) -> Found:
-    """The status once nothing is pending. Dead letters are replayed on the way, as an operator would."""
+async def settled(proxy: ProxyProcess, patience_s: float) -> Found:
+    """The status once nothing is pending. Dead letters are replayed on the way, as an operator would. Raises TimeoutError."""
     deadline = time.monotonic() + patience_s
     while True:
         status = await asyncio.to_thread(proxy.status)
@@ -81,7 +81,7 @@ async def _settled(proxy: ProxyProcess, patience_s: float) -> Found:
         await asyncio.sleep(0.5)
 
 
-def _verdict(driver: Driver, upstream: Upstream, status: Found) -> Found:
+def verdict(driver: Driver, upstream: Upstream, status: Found) -> Found:
     """What every experiment must show."""
     report = upstream.ask("report")
     missing = set(driver.answered) - set(upstream.ask("names"))
@@ -102,7 +102,7 @@ async def kills(place: Path, progress: Progress, n: int = 200, rate: float = 400
     """kill -9 of the tree, of a collector, of the forwarder, at random instants under load; half with each durability."""
     found: Found = {"experiment": "kills", "kills": n}
     victims = {"tree": 0, "collector": 0, "forwarder": 0}
-    async with _upstream() as upstream:
+    async with faulty_vendor() as upstream:
         port = free_port()
         driver = Driver(port, rate)
         driver.start()
@@ -121,32 +121,32 @@ async def kills(place: Path, progress: Progress, n: int = 200, rate: float = 400
                     proxy.kill()
                     proxy = await asyncio.to_thread(start)
                 else:
-                    pid = _child(proxy, victim)
+                    pid = child_of(proxy, victim)
                     if pid:
                         os.kill(pid, signal.SIGKILL)
             if half == 0:
                 proxy.kill()
         await driver.stop()
         progress(1.0, "draining")
-        status = await _settled(proxy, 120)
-        found |= {"victims": victims, **_verdict(driver, upstream, status)}
+        status = await settled(proxy, 120)
+        found |= {"victims": victims, **verdict(driver, upstream, status)}
         found["exit_status"] = await asyncio.to_thread(proxy.stop)
     return found
 
 
-def _child(proxy: ProxyProcess, role: str) -> int:
-    """The process of one of that role; 0 if it is just being restarted."""
+def child_of(proxy: ProxyProcess, role: str, share: float | None = None) -> int:
+    """The process of one of that role; 0 if it is just being restarted. `share`: which of them, from 0 to 1; else at random."""
     found = []
     for pid in children(proxy.process.pid):
         with contextlib.suppress(OSError):
             if role in Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0"):
                 found.append(pid)
-    return random.choice(found) if found else 0
+    return sorted(found)[int((random.random() if share is None else share) * len(found))] if found else 0
 
 
 async def faults(place: Path, progress: Progress, beacons: int = 100_000, seconds: float = 300.0) -> Found:
     """Beacons at a steady rate through a random schedule of upstream faults, a calm phase after each."""
-    async with _upstream() as upstream:
+    async with faulty_vendor() as upstream:
         proxy = await asyncio.to_thread(
             ProxyProcess, place / "spool", upstream.url, attempt_timeout="2", backoff_base="0.2", backoff_cap="5"
         )
@@ -172,14 +172,14 @@ async def faults(place: Path, progress: Progress, beacons: int = 100_000, second
         await driver.stop()
         upstream.ask("fault ok")
         progress(1.0, "draining")
-        status = await _settled(proxy, 600)
+        status = await settled(proxy, 600)
         calm = driver.took_ms.get(CALM, [])
         faulty = [took for phase, times in driver.took_ms.items() if phase not in (CALM, "warm-up") for took in times]
         return {
             "experiment": "faults",
             "seconds": round(time.monotonic() - began, 1),
             "faults": [phase for _, phase in schedule if phase != CALM],
-            **_verdict(driver, upstream, status),
+            **verdict(driver, upstream, status),
             "gif_p50_ms": {"calm": quantile(calm, 0.5), "faults": quantile(faulty, 0.5)},
             "gif_p99_ms": {"calm": quantile(calm, 0.99), "faults": quantile(faulty, 0.99)},
             "gif_p99_ms_by_fault": {phase: quantile(times, 0.99) for phase, times in sorted(driver.took_ms.items())},
@@ -194,7 +194,7 @@ async def backlog(place: Path, progress: Progress, beacons: int = 1_000_000) -> 
     from proxy.spool.sqlite.lane import Lane
 
     found: Found = {"experiment": "backlog", "beacons": beacons}
-    async with _upstream() as upstream:
+    async with faulty_vendor() as upstream:
         empty = await asyncio.to_thread(ProxyProcess, place / "empty", upstream.url)
         await asyncio.sleep(3)
         found["rss_mib_empty"] = _rss(empty)
@@ -236,7 +236,7 @@ async def backlog(place: Path, progress: Progress, beacons: int = 1_000_000) -> 
             "drain_per_s_at_the_end": round(sum(rates[-tenth:]) / tenth),
             "drain_per_s": round(sum(rates) / len(rates)),
         }
-        status = await _settled(proxy, 60)
+        status = await settled(proxy, 60)
         found |= {"delivered": status["delivered"], "ledger_off_by": _balance(status)}
         found["exit_status"] = await asyncio.to_thread(proxy.stop)
     return found
@@ -267,7 +267,7 @@ def _statuses(proxy: ProxyProcess) -> dict[str, dict[str, str]]:
 
 async def soak(place: Path, progress: Progress, minutes: float = 30.0, rate: float = 1500.0) -> Found:
     """Long load with a fault every so often: memory and descriptors after the first minute, and at the end."""
-    async with _upstream() as upstream:
+    async with faulty_vendor() as upstream:
         proxy = await asyncio.to_thread(ProxyProcess, place / "spool", upstream.url, attempt_timeout="2", backoff_cap="5")
         driver = Driver(proxy.port, rate)
         driver.start()
@@ -285,14 +285,14 @@ async def soak(place: Path, progress: Progress, minutes: float = 30.0, rate: flo
             progress(elapsed / end, f"{len(driver.answered):,} answered, upstream {fault}, RSS {samples[-1][1]} MiB")
         await driver.stop()
         upstream.ask("fault ok")
-        status = await _settled(proxy, 600)
+        status = await settled(proxy, 600)
         warm = [sample for sample in samples if sample[0] >= min(60, end / 5)]
         tenth = max(1, len(warm) // 10)
         return {
             "experiment": "soak",
             "minutes": minutes,
             "rate": rate,
-            **_verdict(driver, upstream, status),
+            **verdict(driver, upstream, status),
             "most_pending_seen": most_pending,
             "rss_mib_after_first_minute": _mean([sample[1] for sample in warm[:tenth]]),
             "rss_mib_at_the_end": _mean([sample[1] for sample in warm[-tenth:]]),

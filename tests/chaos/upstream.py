@@ -10,6 +10,8 @@ import contextlib
 import json
 import random
 import re
+import signal
+import socket
 import sys
 from hashlib import blake2b
 
@@ -42,6 +44,9 @@ class Vendor:
 
     def __init__(self, port: int) -> None:
         self.port = port
+        self.hold = socket.socket()  # keeps the port ours while we do not listen: another could take it, and keep us out
+        self.hold.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.hold.bind(("127.0.0.1", port))
         self.fault = "ok"
         self.digests: dict[bytes, bytes] = {}
         self.acknowledged: set[bytes] = set()
@@ -171,4 +176,5 @@ async def _serve(port: int, control_port: int) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the experiment, which ends this process
     asyncio.run(_serve(int(sys.argv[1]), int(sys.argv[2])))

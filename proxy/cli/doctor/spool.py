@@ -4,7 +4,6 @@ whether there is room. Before it the servers, where the spool is theirs.
 
 import os
 import pwd
-import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,9 @@ from proxy.cli.doctor.installation import Installation
 from proxy.cli.options import Runs
 from proxy.spool import fallback_pending, spool_bytes
 from proxy.spool.port import SpoolConfig, beacons_wait
+from proxy.spool.sqlite.database import version
+from proxy.spool.sqlite.disk import RESERVE, Disk, mounted
+from proxy.spool.sqlite.survey import held_logs
 
 NETWORK = frozenset(
     (
@@ -60,12 +62,13 @@ def look(installation: Installation) -> Iterator[Finding]:
             f"{'fallback' if fallback else 'spool'})",
         )
     else:
+        yield ok(f"lanes run on SQLite {version()}, which keeps what it committed")
         yield rights(place)
         if MOUNTS.exists():
             yield file_system(place.resolve(), MOUNTS.read_text("utf-8", "replace"))
         else:
             yield skipped("on which file system it lies: this system does not say")
-        yield room(installation, place)
+        yield from room(installation, place)
         if fallback:
             yield waits(fallback_pending(installation.spool), place)
 
@@ -101,12 +104,7 @@ def rights(place: Path) -> Finding:
 
 def file_system(place: Path, mounts: str) -> Finding:
     """`mounts` is /proc/self/mountinfo (proc(5))."""
-    best, kind = "", "unknown"
-    for line in mounts.splitlines():
-        fields, _, rest = line.partition(" - ")
-        at = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields.split(" ")[4])
-        if len(at) >= len(best) and (at == "/" or f"{place}/".startswith(f"{at}/")):
-            best, kind = at, rest.split(" ")[0]
+    best, kind = mounted(place, mounts)
     if kind in NETWORK or (kind.startswith("fuse.") and kind != "fuse.fuse-overlayfs"):
         return wrong(
             f"it lies on a network file system ({kind}, mounted at {best}): SQLite's locks and fsync cannot be relied on there",
@@ -125,28 +123,34 @@ def file_system(place: Path, mounts: str) -> Finding:
     return ok(f"on a local file system ({kind}, mounted at {best})")
 
 
-def room(installation: Installation, place: Path) -> Finding:
+def room(installation: Installation, place: Path) -> Iterator[Finding]:
     """max_bytes is a promise that the disk has to keep."""
     of = os.statvfs(place)
     free, used = of.f_bavail * of.f_frsize, spool_bytes(SpoolConfig(f"sqlite:{place}"))
     most = installation.settings.max_bytes
-    if free < LEAST_FREE_BYTES:
-        return wrong(f"the disk is full: {free // MIB:,} MiB free; beacons are refused", "make room on the disk")
-    if used >= most:
-        return wrong(
+    disk = Disk(place, most)
+    for held in held_logs(place, most):
+        yield warning(held, "beacons are refused when it has taken the room there is (docs/reliability.md)")
+    if not (place / RESERVE).exists():
+        yield wrong(disk.stuck_reason(), "it goes on by itself then")
+    elif free < LEAST_FREE_BYTES:
+        yield wrong(f"the disk is full: {free // MIB:,} MiB free; beacons are refused", "make room on the disk")
+    elif used >= most:
+        yield wrong(
             f"{place} is full: {used // MIB:,} of {most // MIB:,} MiB; beacons are refused", "let it drain, or raise max_bytes"
         )
-    if free < most - used:
-        return warning(
+    elif free < most - used:
+        yield warning(
             f"{free // MIB:,} MiB are free, but max_bytes lets the spool grow by {(most - used) // MIB:,} MiB more",
             "lower max_bytes, or give it a larger disk",
         )
-    if used > most * 0.8:
-        return warning(
+    elif used > most * 0.8:
+        yield warning(
             f"{used // MIB:,} of {most // MIB:,} MiB are used",
             "see why it does not drain (`beacon-proxy status`), or raise max_bytes",
         )
-    return ok(f"{used // MIB:,} MiB used of {most // MIB:,} MiB; {free // MIB:,} MiB are free on the disk")
+    else:
+        yield ok(f"{used // MIB:,} MiB used of {most // MIB:,} MiB; {free // MIB:,} MiB are free on the disk")
 
 
 def _name(uid: int) -> str:

@@ -101,7 +101,7 @@ class LaneTransfer:
             try:
                 hit = hits.decode(blob)
                 rows.append(Row(id, hit, hit.id or f"{self._number:x}.{id:x}"))
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 unreadable.append(id)
         if found:
             with database.transaction(self._db):
@@ -121,16 +121,15 @@ class LaneTransfer:
         for rows, end in ((moved, self._delete), (failed, self._put_behind)):
             self._disk.settle(functools.partial(in_pieces, rows, end, self._disk.is_full), self._db)
 
-    def _delete(self, moved: Sequence[Row]) -> int:
+    def _delete(self, moved: Sequence[Row]) -> None:
         with database.transaction(self._db):
             there = self._take(moved)
             self._tally(
                 *((site, MOVING, -n) for site, n in Counter(row.hit.site for row in there if not row.hit.id).items()),
                 *((site, DOUBTFUL, -n) for site, n in Counter(row.hit.site for row in there if row.hit.id).items()),
             )
-        return len(there)
 
-    def _put_behind(self, failed: Sequence[Row]) -> int:
+    def _put_behind(self, failed: Sequence[Row]) -> None:
         with database.transaction(self._db):
             there = self._take(failed)
             for row in there:
@@ -138,7 +137,6 @@ class LaneTransfer:
             for site, n in Counter(row.hit.site for row in there if not row.hit.id).items():
                 self._tally((site, MOVING, -n), (site, DOUBTFUL, n))
             self._last_failed = self._db.last_insert_rowid()
-        return len(there)
 
     def _take(self, rows: Sequence[Row]) -> list[Row]:
         """Delete them; those that were there, since this may be a second try."""

@@ -214,7 +214,7 @@ def _copy_pages(path: Path, copy: Path, disk: Disk, progress: Progress) -> None:
         to.execute("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")  # it is synced as a whole when it is checked
         db.execute("BEGIN")
         database.row(db, "SELECT 1 FROM ledger")  # from here on the picture stands
-        most_log = file.log_size(path) + max(disk.look(Sizes(0, 0, 0)).margin // LOG_SHARE, disk.reserve_bytes())
+        most_log = file.log_size(path) + max(disk.look(Sizes(0, 0, 0, 0)).margin // LOG_SHARE, disk.reserve_bytes())
         left = db.pragma("page_count")
         with to.backup("main", db, "main") as run:
             while not run.done:

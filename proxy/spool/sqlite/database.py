@@ -69,6 +69,11 @@ def library_problem(version: str = "", options: Sequence[str] = ()) -> str:
 _PROBLEM = library_problem()
 
 
+def version() -> str:
+    """Of the SQLite that the lanes run on."""
+    return apsw.sqlite_lib_version()
+
+
 def check_library() -> None:
     """Raises SpoolError if the SQLite at hand is not to be trusted with beacons."""
     if _PROBLEM:

@@ -35,13 +35,13 @@ class SqliteDeadLetters:
     @database.plain_errors()
     def list(self, wanted: DeadFilter, limit: int) -> list[DeadLetter]:
         found: list[DeadLetter] = []
-        for lane, db, where, values in self._lanes(wanted):
+        for path, db, where, values in self._lanes(wanted):
             columns = "id, site, outcome, answer, attempts, died_ms, hit"
             rows = db.execute(
                 f"SELECT {columns} FROM dead WHERE {where} ORDER BY died_ms DESC, id DESC LIMIT ?", (*values, limit)
             )
             found += [
-                DeadLetter(f"{lane}:{id}", site, outcome, answer, attempts, died_ms, _read(blob))
+                DeadLetter(f"{path.stem}:{id}", site, outcome, answer, attempts, died_ms, _read(blob))
                 for id, site, outcome, answer, attempts, died_ms, blob in rows
             ]
         return sorted(found, key=lambda letter: letter.died_ms, reverse=True)[:limit]
@@ -60,22 +60,28 @@ class SqliteDeadLetters:
         self, wanted: DeadFilter, move: Callable[[Connection, str], None], becomes: Outcome | None, progress: Progress
     ) -> int:
         """Take the wanted rows out in batches, each row looked at once, so that what dies again meanwhile is not taken again."""
-        taken = 0
-        for _, db, where, values in self._lanes(wanted):
-            take, last = functools.partial(self._take_some, db, move, becomes), 0
+        taken: list[int] = []
+
+        def take(path: Path, db: Connection, ids: Sequence[int]) -> None:
+            taken.append(self._take_some(path, db, move, becomes, ids))
+            progress(taken[-1])
+
+        for path, db, where, values in self._lanes(wanted):
+            of_lane, last = functools.partial(take, path, db), 0
             query = f"SELECT id FROM dead WHERE {where} AND id > ? ORDER BY id LIMIT {BATCH}"
             while ids := [int(id) for (id,) in database.rows(db, query, (*values, last))]:
                 last = ids[-1]
-                n = self._disk.settle(functools.partial(in_pieces, ids, take, self._disk.is_full), db)
-                taken += n
-                progress(n)
-        return taken
+                self._disk.settle(functools.partial(in_pieces, ids, of_lane, self._disk.is_full), db)
+        return sum(taken)
 
     def _take_some(
-        self, db: Connection, move: Callable[[Connection, str], None], becomes: Outcome | None, ids: Sequence[int]
+        self, path: Path, db: Connection, move: Callable[[Connection, str], None], becomes: Outcome | None, ids: Sequence[int]
     ) -> int:
         """In one transaction. How many were still there."""
         wanted = ",".join(map(str, ids))
+        if becomes is None:  # they are written before they are deleted
+            (copied,) = database.row(db, f"SELECT total(length(hit)) FROM dead WHERE id IN ({wanted})")
+            self._disk.make_room(db, file.sizes(db, path), int(copied))
         with database.transaction(db):
             there = Counter(database.rows(db, f"SELECT site, outcome FROM dead WHERE id IN ({wanted})"))
             move(db, wanted)
@@ -86,8 +92,8 @@ class SqliteDeadLetters:
             db.execute(file.TALLY, (msgspec.json.encode(tally).decode(),))
         return there.total()
 
-    def _lanes(self, wanted: DeadFilter) -> Iterator[tuple[str, Connection, str, tuple[object, ...]]]:
-        """Each lane's name and connection, with the filter as SQL."""
+    def _lanes(self, wanted: DeadFilter) -> Iterator[tuple[Path, Connection, str, tuple[object, ...]]]:
+        """Each lane's path and connection, with the filter as SQL."""
         for path in file.lane_files(self._directory):
             lane = path.stem
             clauses: list[str] = ["1"]
@@ -104,11 +110,11 @@ class SqliteDeadLetters:
                     clauses.append(column)
                     values.append(limit)
             with contextlib.closing(file.open_file(path, self._disk)) as db:
-                yield lane, db, " AND ".join(clauses), tuple(values)
+                yield path, db, " AND ".join(clauses), tuple(values)
 
 
 def _read(blob: bytes) -> Hit | None:
     try:
         return hits.decode(blob)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None

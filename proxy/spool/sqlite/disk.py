@@ -8,7 +8,9 @@ which is given up last. Collectors refuse while less than three times the reserv
 
 import contextlib
 import errno
+import functools
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -25,9 +27,13 @@ RESERVE = "reserve"
 RESERVE_BYTES = 16 * 1024**2
 """At most; on a small file system, or of a small max_bytes, a sixteenth of it."""
 LEAST_LOG_BYTES = 64 * 1024
-CHUNK_BYTES, LEAST_CHUNK_BYTES = 1024**2, 64 * 1024
-"""A lane's file grows by so much at a time."""
+LOGS = 2
+"""The log is kept at up to so many times the size at which it is brought into the file."""
+AHEAD_BYTES, LEAST_AHEAD_BYTES = 1024**2, 64 * 1024
 CHECKPOINT_WAIT_S = 0.1
+HEADROOM_BYTES = 4 * 1024**2
+"""Where the quota cannot be seen, collectors refuse when so much could not be written any more."""
+MOUNTS = Path("/proc/self/mountinfo")
 NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT))
 
 
@@ -40,6 +46,8 @@ class Sizes(NamedTuple):
     """Pages that were emptied: beacons are stored in them again."""
     ahead: int
     """Room behind the last page, made in advance: settlements on a full disk rely on it."""
+    log: int
+    """The log beside it."""
 
 
 class Room(NamedTuple):
@@ -51,12 +59,32 @@ class Room(NamedTuple):
     """Why none; "" if there is room."""
 
 
+def mounted(place: Path, mounts: str) -> tuple[str, str]:
+    """Where the file system of an absolute path is mounted, and its kind. `mounts` is /proc/self/mountinfo (proc(5))."""
+    best, kind = "", "unknown"
+    for line in mounts.splitlines():
+        fields, _, rest = line.partition(" - ")
+        at = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields.split(" ")[4])
+        if len(at) >= len(best) and (at == "/" or f"{place}/".startswith(f"{at}/")):
+            best, kind = at, rest.split(" ")[0]
+    return best, kind
+
+
 class Disk:
     """One spool directory's. Looks and numbers are fresh at each call; there is no state."""
 
     def __init__(self, directory: Path, max_bytes: int = 10 * 1024**3) -> None:
         self.directory = directory
         self.max_bytes = max_bytes
+
+    @functools.cached_property
+    def hides_quota(self) -> bool:
+        """Whether a quota may be used up while the file system says that there is room, and whoever then touches SQLite's shared
+        memory is killed (SIGBUS): so it is on btrfs, where each page is written to a new place. Room is tried out there."""
+        try:
+            return mounted(self.directory.resolve(), MOUNTS.read_text("utf-8", "replace"))[1] == "btrfs"
+        except OSError:
+            return False
 
     def reserve_bytes(self) -> int:
         """The size of the reserve. Raises OSError."""
@@ -67,9 +95,9 @@ class Disk:
         """The size at which a collector brings its lane's log into the file: the reserve alone is room enough for that."""
         return max(LEAST_LOG_BYTES, self.reserve_bytes())
 
-    def chunk_bytes(self) -> int:
-        """The unit in which a lane's file grows."""
-        return max(LEAST_CHUNK_BYTES, min(CHUNK_BYTES, self.reserve_bytes() // 16))
+    def ahead_bytes(self) -> int:
+        """The room that a lane's file has beyond what beacons may take before the next look: for settlements."""
+        return max(LEAST_AHEAD_BYTES, min(AHEAD_BYTES, self.reserve_bytes() // 16))
 
     def used_bytes(self) -> int:
         """What the directory takes on the disk, as `du` counts: lanes and their logs, lanes set aside, the reserve, all else."""
@@ -87,13 +115,14 @@ class Disk:
 
     def look(self, lane: Sizes) -> Room:
         """Whether there is room for more beacons in that lane. Raises OSError."""
-        free = self.free_bytes() + lane.emptied - 3 * self.reserve_bytes()
+        held = lane.log > LOGS * self.log_bytes()  # all that is written makes a held log grow, wherever it is put in the end
+        free = self.free_bytes() + lane.emptied * (not held) - 3 * self.reserve_bytes()
         if not (self.directory / RESERVE).exists():
             return Room(min(free, 0), self.stuck_reason())
-        if free <= 0:
-            return Room(free, f"the disk under {self.directory} is full")
+        if free <= 0 or (self.hides_quota and self.is_exhausted(HEADROOM_BYTES)):
+            return Room(min(free, 0), f"the disk under {self.directory} is full")
         used = self.used_bytes()
-        below_limit = self.max_bytes - (used - lane.emptied - lane.ahead)
+        below_limit = self.max_bytes - used + (lane.emptied + lane.ahead) * (not held)
         if below_limit <= 0:
             return Room(below_limit, f"the spool is full: {used:,} of max_bytes {self.max_bytes:,}")
         return Room(min(free, below_limit), "")
@@ -126,7 +155,7 @@ class Disk:
         with contextlib.suppress(FileNotFoundError):
             if reserve.stat().st_size == size or not resize:
                 return
-        if self.free_bytes() < 2 * size:
+        if self.free_bytes() < 2 * size or (self.hides_quota and self.is_exhausted(2 * size)):
             return
         unfinished = self.directory / f"{RESERVE}.{os.getpid()}"
         try:
@@ -135,6 +164,11 @@ class Disk:
             unfinished.rename(reserve)
         except OSError:
             unfinished.unlink(missing_ok=True)
+
+    def foresee(self) -> None:
+        """Where a used-up quota kills: give the reserve up before it comes to that. For the forwarder, each second."""
+        if self.hides_quota and self.is_exhausted(HEADROOM_BYTES // 4):
+            self.give_up_reserve()
 
     def give_up_reserve(self) -> bool:
         """Give the reserve up for settlements. False if it was given up before."""
@@ -178,16 +212,15 @@ class Disk:
             database.control(db, apsw.SQLITE_FCNTL_SIZE_HINT, size)
 
 
-def in_pieces(items: Sequence[T], write: Callable[[Sequence[T]], int], is_full: Callable[[BaseException], bool]) -> int:
-    """Write the items, in ever smaller pieces as long as the disk is too full for more at once. The sum of what `write` gives.
-    Raises what it raises for one item, or for another reason; the pieces before it are written then."""
-    first, size, written = 0, len(items), 0
+def in_pieces(items: Sequence[T], write: Callable[[Sequence[T]], object], is_full: Callable[[BaseException], bool]) -> None:
+    """Write the items, in ever smaller pieces as long as the disk is too full for more at once. Raises what `write` raises for
+    one item, or for another reason; the pieces before it are written then."""
+    first, size = 0, len(items)
     while first < len(items):
         try:
-            written += write(items[first : first + size])
+            write(items[first : first + size])
             first += size
         except (apsw.Error, OSError) as error:
             if size == 1 or not is_full(error):
                 raise
             size = max(1, size // 4)
-    return written

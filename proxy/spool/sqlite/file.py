@@ -6,7 +6,6 @@ would never see the new rows.
 
 import contextlib
 import fcntl
-import json
 import os
 import secrets
 import socket
@@ -21,7 +20,7 @@ from proxy.hit import DEFAULT_SITE
 from proxy.spool.port import SpoolError
 from proxy.spool.sqlite import database
 from proxy.spool.sqlite.database import BUSY_S, Connection
-from proxy.spool.sqlite.disk import Disk, Sizes
+from proxy.spool.sqlite.disk import LOGS, Disk, Sizes
 
 SCHEMA_VERSION = 1
 SCHEMA = """
@@ -42,8 +41,7 @@ way there. Neither is in RECEIVED, so that no hit is counted at both places."""
 BATCHES = "batches"
 """A lane's own count: commits of its collector. It tells whether a commit of unknown outcome is in the file."""
 ONE_BATCH = (DEFAULT_SITE, BATCHES, 1)
-LOGS = 2
-"""The log is kept at up to so many times the size at which it is brought into the file."""
+STRETCH_BYTES = 1024**2
 ASIDE, RECOVERED = ".corrupt-", ".recovered-"
 """Behind a lane's name, before the time in ms: it was set aside as corrupt; what was in it is in another lane now."""
 
@@ -88,7 +86,7 @@ def open_file(
     db = database.connect(path, busy_s=busy_s, polls=polls)
     try:
         database.control(db, apsw.SQLITE_FCNTL_PERSIST_WAL, 1)  # the log's blocks are room for settlements
-        database.control(db, apsw.SQLITE_FCNTL_CHUNK_SIZE, disk.chunk_bytes())
+        database.control(db, apsw.SQLITE_FCNTL_CHUNK_SIZE, database.PAGE_BYTES)  # without it there is no room in advance
         log_bytes = disk.log_bytes()
         db.pragma("synchronous", "FULL" if durability == "disk" else "NORMAL")
         db.pragma("wal_autocheckpoint", log_bytes // database.PAGE_BYTES)
@@ -115,15 +113,15 @@ def checkpoint_early(db: Connection) -> None:
 
 
 def shorten_log(db: Connection, path: Path, disk: Disk) -> None:
-    """Bring a log that outgrew its ordinary size into the file, and cut it to that size: only a commit after a checkpoint does
-    so. In vain while a reader holds it. Raises database.Error."""
-    if log_size(path) > LOGS * disk.log_bytes() and database.checkpoint(db):
-        database.write(db, TALLY, (json.dumps([(DEFAULT_SITE, BATCHES, 0)]),))
+    """Bring a log that outgrew its ordinary size into the file, and give its room back. In vain while a reader holds it. Raises
+    database.Error, OSError."""
+    if log_size(path) > LOGS * disk.log_bytes() and database.checkpoint(db, truncate=True):
+        stretch_log(db, path, disk)
 
 
-def stretch_log(db: Connection, path: Path, size: int) -> None:
-    """Let the log have blocks for `size` bytes, for settlements on a full disk. Raises database.Error, OSError."""
-    log = companions(path)[0]
+def stretch_log(db: Connection, path: Path, disk: Disk) -> None:
+    """Let the log have some blocks from the start, for settlements on a full disk. Raises database.Error, OSError."""
+    log, size = companions(path)[0], min(STRETCH_BYTES, disk.log_bytes())
     if log_size(path) >= size:
         return
     with database.transaction(db):  # nobody else writes to the log meanwhile; zeros behind its end are no frames
@@ -155,7 +153,7 @@ def guard(lane_number: int) -> socket.socket | None:
     return held
 
 
-def inode(path: Path) -> tuple[int, int] | None:
+def inode(path: Path | str) -> tuple[int, int] | None:
     """Which file the name stands for; None if for none."""
     try:
         found = os.stat(path)
@@ -260,4 +258,4 @@ def sizes(db: Connection, path: Path) -> Sizes:
     """Of a lane's file. Raises database.Error, OSError."""
     pages, emptied = db.pragma("page_count"), db.pragma("freelist_count")
     ahead = max(0, path.stat().st_size - pages * database.PAGE_BYTES)
-    return Sizes((pages - emptied) * database.PAGE_BYTES, emptied * database.PAGE_BYTES, ahead)
+    return Sizes((pages - emptied) * database.PAGE_BYTES, emptied * database.PAGE_BYTES, ahead, log_size(path))

@@ -4,7 +4,8 @@ import os
 import time
 from pathlib import Path
 
-from proxy.spool.sqlite.file import companions
+from proxy.spool.sqlite.disk import Disk
+from proxy.spool.sqlite.file import companions, log_size
 
 HELD_LOGS = 4
 """A log of so many times its ordinary size is held back: by itself it gets to twice that at most."""
@@ -26,6 +27,11 @@ def readers(lane: Path, locks: str) -> set[int]:
         if fields[5:6] == [place] and fields[3] == "READ" and int(fields[6]) in READ_MARKS:
             found.add(int(fields[4]))
     return found
+
+
+def is_held(lane: Path, disk: Disk) -> bool:
+    """Whether the log is far larger than it gets by itself. Raises OSError."""
+    return log_size(lane) > HELD_LOGS * disk.log_bytes()
 
 
 def reason(lane: Path, since_s: float = 0.0) -> str:

@@ -12,7 +12,6 @@ import contextlib
 import os
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 
 import apsw
@@ -33,10 +32,9 @@ LOOK_S = 1.0
 """The longest time between two looks at the room while beacons are stored."""
 GRANT_BYTES = 1024**2
 """At most so much is written between two looks; less where little room is left."""
-COMMIT_BYTES = 6 * database.PAGE_BYTES
-"""What a commit writes beside its rows, about: the pages of counts, of the table's end, and those above it."""
-STRETCH_BYTES = 1024**2
-"""Blocks that the log has from the start, for settlements on a full disk."""
+COMMIT_BYTES, TIGHT_BYTES = 6 * database.PAGE_BYTES, 64 * 1024**2
+"""What a commit writes beside its rows, about: the pages of counts, of the table's end, and those above it. With more room than
+that it does not count: the log is written again from its beginning before long."""
 REOPEN_S = 0.5
 """Between two tries to open a lane that cannot be opened."""
 DOUBT_S, DOUBT_POLL_S = 30.0, 0.05
@@ -44,6 +42,7 @@ DOUBT_S, DOUBT_POLL_S = 30.0, 0.05
 TELL_S = 1.0
 """Between two reports of how the commits go."""
 STATS = ".json"
+_encode = msgspec.json.Encoder().encode
 INSERT = "INSERT INTO fresh (hit) SELECT value FROM carray(?)"
 """All rows in one statement: each statement gives the interpreter's lock away, and it may be a while until it comes back."""
 
@@ -56,13 +55,15 @@ class Lane:
         self._directory = Path(directory)
         self._durability = config.durability
         self._disk = Disk(self._directory, config.max_bytes)
-        self._granted = 0
+        self._granted, self._commit_bytes = 0, COMMIT_BYTES
         self._looked = self._tried = -1e9
         self._log_held_since = 0.0
         """When the log was first seen held back (Unix time); 0 while it is not."""
         self._db: Connection | None = None
         self._lock: int | None = None
         self._inode: tuple[int, int] | None = None
+        self._name = ""
+        """The path as a string: it is looked at twice in each commit."""
         self._batches = 0
         """Commits that are in the file, as file.BATCHES counts them."""
         self._refusal = ""
@@ -126,13 +127,13 @@ class Lane:
 
     def _commit(self, batch: list[Hit], counts: Counts) -> None:
         """Store beacons and counts in one transaction. Raises SpoolRefused if neither is in the file."""
-        if self._db is None and time.monotonic() - self._tried < REOPEN_S:
+        if self._db is None and time.monotonic() - self._tried < REOPEN_S and not self._group.closing:
             raise SpoolRefused(self._refusal)
         try:
             db = self._db or self._open_again()
             rows = tuple(map(hits.encode, batch))
             if rows:
-                self._require_room(db, sum(map(len, rows)) + COMMIT_BYTES)
+                self._require_room(db, sum(map(len, rows)) + self._commit_bytes)
             elif self._refusal and not (self._directory / RESERVE).exists():
                 raise SpoolRefused(self._refusal)  # what the reserve gave is for settlements
             self._write(db, rows, self._tally(batch, counts))
@@ -161,7 +162,7 @@ class Lane:
         """Without beacons too a lane that was lost is taken again, one that another set aside is let go, and a log that grew too
         large is shortened: readiness must not wait for a beacon that is not sent while it is red."""
         try:
-            if self._db is not None and file.inode(self.path) != self._inode:
+            if self._db is not None and file.inode(self._name) != self._inode:
                 self._close()
             if self._db is None:
                 self._open_again()
@@ -181,9 +182,11 @@ class Lane:
 
     def _tally(self, batch: list[Hit], counts: Counts) -> str:
         """The counts to add, as file.TALLY takes them."""
-        stored = Counter((hit.site, file.DOUBTFUL if hit.id else RECEIVED) for hit in batch)
-        stored.update(counts)
-        return msgspec.json.encode([file.ONE_BATCH, *((site, name, n) for (site, name), n in stored.items())]).decode()
+        tally = dict(counts)
+        for hit in batch:
+            key = hit.site, file.DOUBTFUL if hit.id else RECEIVED
+            tally[key] = tally.get(key, 0) + 1
+        return _encode([file.ONE_BATCH, *((site, name, n) for (site, name), n in tally.items())]).decode()
 
     def _write(self, db: Connection, rows: tuple[bytes, ...], tally: str) -> None:
         """One transaction. What was written to a file that lost its name meanwhile is refused: nobody would read it."""
@@ -201,11 +204,12 @@ class Lane:
         self._require_name()
 
     def _require_name(self) -> None:
-        if file.inode(self.path) != self._inode:
+        if file.inode(self._name) != self._inode:
             raise FileNotFoundError(2, "the lane's file is gone")
 
     def _is_committed(self) -> bool:
         """Whether the batch that failed in its COMMIT is in the file: seen through a new connection, as soon as there can be one.
+        A sync that failed is not made good by the next that succeeds, so what is there is brought into the file, and that synced.
         Those who wait for the batch are answered by then, or given up by the group's watch. Raises database.Error."""
         self._db = None
         deadline = time.monotonic() + DOUBT_S
@@ -213,7 +217,7 @@ class Lane:
             try:
                 self._require_name()
                 self._db = file.open_file(self.path, self._disk, durability=self._durability, polls=True)
-                return _batches(self._db) > self._batches
+                return _batches(self._db) > self._batches and database.checkpoint(self._db, wait_s=DOUBT_POLL_S)
             except (database.Error, OSError):
                 if time.monotonic() > deadline:
                     raise
@@ -231,11 +235,11 @@ class Lane:
             self._disk.keep_reserve(resize=True)  # before anything is stored
             if not self.path.exists():
                 file.create_file(self.path)
-            self._inode = file.inode(self.path)
+            self._name, self._inode = str(self.path), file.inode(self.path)
             self._db = file.open_file(self.path, self._disk, durability=self._durability, polls=True)
             self._batches = _batches(self._db)
             with contextlib.suppress(apsw.Error, OSError):  # no room for it, or a reader: the look tells
-                file.stretch_log(self._db, self.path, min(STRETCH_BYTES, self._disk.log_bytes()))
+                file.stretch_log(self._db, self.path, self._disk)
         except BaseException as error:
             if database.is_corrupt(error):
                 self._set_aside()
@@ -264,13 +268,14 @@ class Lane:
         held = self._is_log_held()
         if room.reason:
             raise SpoolRefused(f"{holders.reason(self.path, self._log_held_since)}; {room.reason}" if held else room.reason)
+        self._commit_bytes = COMMIT_BYTES if held or room.margin < TIGHT_BYTES else 0
         granted = min(GRANT_BYTES, room.margin // (4 * len(file.lane_files(self._directory))))
         self._granted = max(cost, granted)
-        self._disk.make_room(db, sizes, self._granted + self._disk.chunk_bytes())
+        self._disk.make_room(db, sizes, self._granted + self._disk.ahead_bytes())
 
     def _is_log_held(self) -> bool:
         """Whether the log is far larger than it gets by itself: a reader that stays keeps it from being written anew."""
-        held = file.log_size(self.path) > holders.HELD_LOGS * self._disk.log_bytes()
+        held = holders.is_held(self.path, self._disk)
         self._log_held_since = (self._log_held_since or time.time()) if held else 0.0
         return held
 

@@ -181,6 +181,7 @@ class SqliteOutlet:
         if self._readers:
             with contextlib.suppress(OSError):
                 self._disk.keep_reserve()
+                self._disk.foresee()
 
     def _is_ours(self) -> bool:
         """Whether our lock is that of the directory as it stands there now. One that took its place is locked anew; until that

@@ -25,6 +25,8 @@ FARTHEST_DUE_MS = 2 * 3_600_000
 """No verdict puts a hit off for longer, so a later due time is the work of a clock that jumped: it is due now."""
 TOGETHER, GAP_S = 256, 0.0005
 """Settlements of one transaction, and the pause before the next: the collector looks for the lock every LOCK_POLL_S."""
+ROW_BYTES = 1024
+"""What a row takes beside the query and the body, about."""
 SHRINK_BYTES, MOVED_BYTES = 64 * 1024**2, 8 * 1024**2
 """A file with so much emptied, and no more than that in it, is shrunk."""
 IDLE_BYTES = 256 * 1024
@@ -151,7 +153,7 @@ class LaneReader:
             if self._unsettled:
                 time.sleep(GAP_S)
 
-    def _write(self, settlements: Sequence[Settlement], now_ms: int) -> int:
+    def _write(self, settlements: Sequence[Settlement], now_ms: int) -> None:
         """One transaction for each kind of settlement, however many hits it settles; what is written is forgotten at once."""
         batches: dict[Kind, list[Settlement]] = {}
         for settlement in settlements:
@@ -165,7 +167,6 @@ class LaneReader:
                     self._in_flight.difference_update(settlement.claim.ticket.id for settlement in batch)
         finally:
             self._unsettled = [settlement for settlement in self._unsettled if id(settlement) not in done]
-        return len(settlements)
 
     def mend_due_times(self, now_ms: int) -> bool:
         """What is due absurdly late is due now: the clock was wrong when that was decided, or is right again only now. True."""
@@ -181,10 +182,10 @@ class LaneReader:
     def give_back_room(self) -> None:
         """Shrink the file to what it holds, where most of it was emptied and what it holds is little: it is written anew, which
         takes the lane's lock for some milliseconds. A lane without a collector that is empty keeps no log either."""
-        held, emptied, _ = file.sizes(self.db, self.path)
+        held, emptied, *_ = file.sizes(self.db, self.path)
         orphan = (lock := file.lock(self.path.with_suffix(".lock"))) is not None
         try:
-            if held <= MOVED_BYTES and emptied >= max(4 * held, self._disk.chunk_bytes() if orphan else SHRINK_BYTES):
+            if held <= MOVED_BYTES and emptied >= max(4 * held, self._disk.ahead_bytes() if orphan else SHRINK_BYTES):
                 with contextlib.suppress(apsw.BusyError):  # it is busy: another time
                     database.write(self.db, "VACUUM")
                     database.checkpoint(self.db)
@@ -256,6 +257,8 @@ class LaneReader:
             if outcome is None and waiting:
                 database.write(self.db, POSTPONE, (moved,))
                 return
+            copied = sum(len(settlement.claim.hit.query) + len(settlement.claim.hit.body) + ROW_BYTES for settlement in batch)
+            self._disk.make_room(self.db, file.sizes(self.db, self.path), copied)  # they are written before they are deleted
             target: str = "waiting" if outcome is None else "dead"
             names = [] if outcome is None else [outcome.value]
             database.write(self.db, MOVE[table], (site, target, outcome, msgspec.json.encode(names).decode(), moved))
@@ -284,5 +287,5 @@ def _read(blob: bytes) -> Hit:
     """NOBODY for a record that cannot be read."""
     try:
         return hits.decode(blob)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return NOBODY

@@ -212,7 +212,7 @@ def _publish(filling: _Filling, directory: Path, disk: Disk, number: int, stack:
     hint = f"; up to {needed / 1024**2:,.1f} MiB are needed. {report.file} was left as it is: make room and run this again"
 
     def require_room() -> None:
-        if reason := disk.look(Sizes(0, 0, 0)).reason:
+        if reason := disk.look(Sizes(0, 0, 0, 0)).reason:
             raise SpoolError(f"{reason}{hint}")
 
     try:

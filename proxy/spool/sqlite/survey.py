@@ -105,7 +105,7 @@ def read_ledger(directory: str | Path) -> Ledger:
             of_site[name] = of_site.get(name, 0) + n
         pending += held(rows)[0]
         for blob in first:
-            with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+            with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 oldest.append(hits.decode(blob).received_ms)
     return Ledger(counts, pending, min(oldest, default=None), tuple(unread))
 
@@ -128,7 +128,7 @@ def sample(directory: str | Path, most: int) -> list[Hit]:
         with contextlib.suppress(database.Error), contextlib.closing(file.open_file(path)) as db:
             for table in ("fresh", "waiting", "dead"):
                 for (blob,) in db.execute(f"SELECT hit FROM {table} ORDER BY id DESC LIMIT ?", (most - len(found),)):
-                    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+                    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                         found.append(hits.decode(blob))
     return found
 
@@ -205,7 +205,7 @@ def why_unready(directory: str | Path, max_bytes: int) -> str:
         for path in lanes:
             with contextlib.closing(file.open_file(path, disk, busy_s=LOCKED_S)) as db, database.transaction(db):
                 if reason := disk.look(file.sizes(db, path)).reason:
-                    return reason
+                    return f"{holders.reason(path)}; {reason}" if holders.is_held(path, disk) else reason
     except (OSError, database.Error, SpoolError) as error:
         return f"the spool cannot be written: {error}"
     return ""
@@ -216,7 +216,7 @@ def held_logs(directory: str | Path, max_bytes: int) -> list[str]:
     disk, found = Disk(Path(directory), max_bytes), []
     for path in file.lane_files(disk.directory):
         with contextlib.suppress(OSError):
-            if file.log_size(path) > holders.HELD_LOGS * disk.log_bytes():
+            if holders.is_held(path, disk):
                 found.append(holders.reason(path))
     return found
 
