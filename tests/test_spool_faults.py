@@ -22,8 +22,10 @@ from proxy.spool.group import Counts, GroupCommit
 from proxy.spool.port import RECEIVED, DeadFilter, Intake, Settlement, SpoolConfig, SpoolRefused
 from proxy.spool.sqlite import file
 from proxy.spool.sqlite.dead import SqliteDeadLetters
+from proxy.spool.sqlite.disk import Disk
 from proxy.spool.sqlite.lane import Lane
 from proxy.spool.sqlite.outlet import SqliteOutlet
+from proxy.spool.sqlite.recovery import recover
 from proxy.spool.sqlite.survey import read_ledger, why_unready
 
 
@@ -207,6 +209,19 @@ def test_a_lane_that_rots_under_a_collector_is_left_for_a_new_one(tmp_path: Path
     assert read_ledger(tmp_path).pending >= 1
     assert len(file.set_aside_files(tmp_path)) == 1
     assert why_unready(tmp_path, 10**9) == ""
+    lane.close()
+
+
+def test_an_idle_collector_lets_go_of_a_lane_that_another_set_aside(tmp_path: Path) -> None:
+    """What it holds can be saved then, and the next beacon finds a lane: it must not be the one that is refused."""
+    lane = Lane(tmp_path)
+    lane.append_blocking(hit("rotten"))
+    aside = file.set_aside(lane.path, file.inode(lane.path))
+    assert aside is not None
+    wait_for(lambda: (tmp_path / "lane-0000.db").exists(), "a new lane")
+    lane.append_blocking(hit("after"))
+    assert recover(aside, tmp_path, Disk(tmp_path), False, False, id, id).is_whole
+    assert read_ledger(tmp_path).pending == 2
     lane.close()
 
 

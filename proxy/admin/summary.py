@@ -95,7 +95,10 @@ def render(found: dict[str, Any]) -> str:
         lines.append(f"fallback   {found['fallback']:>12,}   on this host, to be moved to the spool's servers")
     if found["doubtful"]:
         lines.append(f"doubtful   {found['doubtful']:>12,}   of these: the servers may have them, so no other line counts them")
-    lines += [f"set aside  {name}: corrupt, not in the sums; see docs/reliability.md" for name in found["set_aside"]]
+    lines += [
+        f"set aside  {name}: not in the sums, nor delivered; save it with `beacon-proxy lanes recover`"
+        for name in found["set_aside"]
+    ]
     lines += [
         f"no answer  site {site}: its stream does not answer; its figures are the last that were read, or missing"
         for site in found["silent_sites"]

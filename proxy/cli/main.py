@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from proxy import __version__, settings
-from proxy.cli import dead
+from proxy.cli import dead, lanes
 from proxy.cli.cluster import Missing
 from proxy.cli.options import ConfigOption, HostOption, HostsOption, Runs, existing_spool
 from proxy.cli.plain import plain
@@ -275,7 +275,25 @@ def ingest(
     raise typer.Exit(status)
 
 
+@app.command(epilog="Example: beacon-proxy backup /backup/spool-2026-01-31")
+def backup(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to; it must not exist yet, or be empty.")],
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON, for scripts.")] = False,
+) -> None:
+    """Copy the spool into DIR while it runs, or not, and check the copy: beacons that wait, dead letters, the ledger.
+
+    However much comes in meanwhile: each lane is copied as it was at one moment. To restore, stop beacon-proxy, move the spool's
+    directory away, put DIR in its place, and start (docs/upgrade.md). Of a nats:// spool this host's fallback is copied.
+    Exit status: 0 all is copied and checked, 1 a lane is damaged, 2 wrong use, or no room.
+    """
+    from proxy.cli.backup import run
+
+    raise typer.Exit(run(config, directory, as_json))
+
+
 app.add_typer(dead.app)
+app.add_typer(lanes.app)
 
 
 @app.command(epilog="Example: beacon-proxy tail --failing --name 'Purchas*' -n 10")

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 from proxy.hit import Hit
 from proxy.spool.memory import MemoryPlace
@@ -106,6 +107,12 @@ def unready(config: SpoolConfig) -> str:
 def fallback_pending(config: SpoolConfig) -> int:
     """Hits that wait in this host's fallback, running or not; 0 where the spool has none."""
     return _place(config).fallback_pending()
+
+
+def lane_directory(config: SpoolConfig) -> Path | None:
+    """Where this host keeps lanes: the spool's own directory, or its fallback's; None where there is none."""
+    scheme, _, place = (config.fallback or config.url).partition(":")
+    return Path(place) if scheme == "sqlite" else None
 
 
 def _place(config: SpoolConfig) -> Place:

@@ -86,7 +86,7 @@ def verdict(reading: Reading, found: dict[str, Any], now_ms: int) -> Verdict:
         )
         return Verdict("bad", f"The ledger is off by {abs(reading.off):,}", detail)
     if found["set_aside"]:
-        detail = f"{', '.join(found['set_aside'])}: docs/reliability.md tells how to save what is in it."
+        detail = f"{', '.join(found['set_aside'])}: `beacon-proxy lanes recover FILE` saves what is in it."
         return Verdict("warn", "A corrupt part of the spool was set aside", detail)
     if found["silent_sites"]:
         detail = f"{', '.join(found['silent_sites'])}: the figures are the last that were read, or missing."

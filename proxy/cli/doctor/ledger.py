@@ -46,7 +46,7 @@ def look(installation: Installation) -> Iterator[Finding]:
     if found["set_aside"]:
         yield wrong(
             f"corrupt lanes were set aside: {', '.join(found['set_aside'])}; their beacons are not delivered",
-            "look at the disk, then see docs/reliability.md for how to save what they hold",
+            "look at the disk, then save what they hold: `beacon-proxy lanes recover FILE`, each in the spool's directory",
         )
     if found["silent_sites"]:
         yield warning(

@@ -74,7 +74,10 @@ class LaneTransfer:
         self._guard = file.guard(self._number)
         if self._guard is None:
             self._db.close()
-            raise SameNumber(f"{path} bears the number of a lane that is being moved already: it is a copy of it; remove it")
+            raise SameNumber(
+                f"{path} bears the number of a lane that is being moved already: it is a copy of it. Remove it, or have it moved "
+                f"too: beacon-proxy lanes recover {path}"
+            )
         self._behind = 0
         """The first of the rows that were put behind in this round."""
         self._last_failed = 0

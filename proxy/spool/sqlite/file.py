@@ -11,6 +11,7 @@ import secrets
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import apsw
@@ -41,19 +42,35 @@ BATCHES = "batches"
 """A lane's own count: commits of its collector. It tells whether a commit of unknown outcome is in the file."""
 ONE_BATCH = (DEFAULT_SITE, BATCHES, 1)
 STRETCH_BYTES = 1024**2
-ASIDE = ".corrupt-"
+ASIDE, RECOVERED = ".corrupt-", ".recovered-"
+"""Behind a lane's name, before the time in ms: it was set aside as corrupt; what was in it is in another lane now."""
 
 
-def create_file(path: Path) -> None:
-    """Make an empty lane under another name and rename it, so that nobody ever opens one that is half made."""
+def create_file(path: Path, fill: Callable[[Connection], object] | None = None, lane_number: int = 0) -> None:
+    """Make a lane under another name and rename it, so that nobody ever opens one that is half made.
+
+    It is empty, or holds what `fill` writes; without `lane_number` its number is drawn. Raises what `fill` raises, and leaves
+    nothing behind then.
+    """
     unfinished = path.with_suffix(".new")
-    for stale in (unfinished, *companions(unfinished), *companions(path)):
-        stale.unlink(missing_ok=True)
+    stale = (unfinished, *companions(unfinished))
+    for one in (*stale, *companions(path)):
+        one.unlink(missing_ok=True)
     os.close(os.open(unfinished, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))  # its log gets the same rights from SQLite
-    with contextlib.closing(database.connect(unfinished)) as db:
-        db.pragma("journal_mode", "wal")
-        db.pragma("application_id", secrets.randbelow(2**31 - 1) + 1)
-        db.execute(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    try:
+        with contextlib.closing(database.connect(unfinished)) as db:
+            db.pragma("journal_mode", "wal")
+            db.pragma("application_id", lane_number or secrets.randbelow(2**31 - 1) + 1)
+            db.execute(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+            if fill is not None:
+                fill(db)
+                database.checkpoint(db, truncate=True)  # in closing it would fail unseen
+        if fill is not None:
+            sync_file(unfinished)
+    except BaseException:
+        for one in stale:
+            one.unlink(missing_ok=True)
+        raise
     unfinished.rename(path)
     sync_directory(path.parent)
 
@@ -197,6 +214,15 @@ def make_directory(directory: Path) -> None:
 def sync_directory(directory: Path) -> None:
     """Make the names in a directory durable: a file whose name is lost in a power cut is lost itself."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_file(path: Path) -> None:
+    """Make a file's content durable. Not for one that this process has open in SQLite: closing it would drop SQLite's locks."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:

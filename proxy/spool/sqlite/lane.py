@@ -161,9 +161,11 @@ class Lane:
         return reason
 
     def _tend(self) -> None:
-        """Without beacons too a lane that was lost is taken again, and a log that grew too large is shortened: readiness must not
-        wait for a beacon that is not sent while it is red."""
+        """Without beacons too a lane that was lost is taken again, one that another set aside is let go, and a log that grew too
+        large is shortened: readiness must not wait for a beacon that is not sent while it is red."""
         try:
+            if self._db is not None and file.inode(self._name) != self._inode:
+                self._close()
             if self._db is None:
                 self._open_again()
             else:

@@ -41,6 +41,7 @@ SHAPES = {
 }
 ROOTS = {"dead": 6, "waiting": 4, "fresh": 2, "ledger": 7}
 """Where the trees of a lane begin if page 1 does not say: all lanes are made by the same statements."""
+MAGIC = b"SQLite format 3\0"
 LOWEST, HIGHEST = -(2**63) - 1, 2**63 - 1
 DAMAGE = (*pages.DAMAGE, msgspec.DecodeError, RecursionError)
 
@@ -66,6 +67,8 @@ class Salvage:
         self._file = PageFile(path)
         self.pages = self._file.count
         """How many there are."""
+        self.number, self.version, self._end = self._read_head()
+        """The lane's number, the version of its schema, and the last page in use; 0 where page 1 is damaged."""
         self.damaged = 0
         """Pages that are missing, or hold nothing that can be read although they should."""
         self.unreadable = 0
@@ -98,6 +101,14 @@ class Salvage:
             if row is not None:
                 yield row
         progress(self.pages - reported)
+
+    def _read_head(self) -> tuple[int, int, int]:
+        """What page 1 says, as "The Database Header" has it."""
+        try:
+            page = self._file.read(1)
+        except DAMAGE:
+            return 0, 0, 0
+        return (pages.uint32(page, 68), pages.uint32(page, 60), pages.uint32(page, 28)) if page.startswith(MAGIC) else (0, 0, 0)
 
     def _passes(self) -> Iterator[Row | None]:
         """None: some pages without rows are done."""
@@ -163,6 +174,8 @@ class Salvage:
         """The rows of a page that no tree leads to. `sound`: all free pages are known."""
         try:
             page = self._file.read(number, late)
+            if number > self._end > 0 and not any(page):
+                return  # room that was made in advance
             pages.pointers(page)
         except DAMAGE:
             self.damaged += sound and self._bad.add(number)

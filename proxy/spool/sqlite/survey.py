@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pwd
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -12,10 +13,12 @@ from proxy.hit import Hit
 from proxy.outcome import Ending, Outcome
 from proxy.spool.port import RECEIVED, IntakeStats, Ledger, SpoolError
 from proxy.spool.sqlite import database, file, holders
+from proxy.spool.sqlite.database import Connection
 from proxy.spool.sqlite.disk import Disk
 from proxy.spool.sqlite.lane import STATS, read_stats
 
 ENDED = frozenset(outcome.value for outcome in Outcome)
+DEAD = frozenset(outcome.value for outcome in Outcome if outcome.ending is Ending.DEAD)
 HELD = (RECEIVED, file.DOUBTFUL, file.MOVING)
 """What the rows were counted as when they came: `pending` is these less what has ended."""
 LOCKED_S = 1.0
@@ -47,9 +50,25 @@ def look_into_directory(directory: str | Path) -> None:
     """Raises SpoolError for a directory that this user may not use: to him it would look empty."""
     place = Path(directory)
     if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
-        uid = place.stat().st_uid
-        owner = next((entry.pw_name for entry in pwd.getpwall() if entry.pw_uid == uid), str(uid))
-        raise SpoolError(f"spool: no right to look into {place.absolute()}; run it as the user that runs beacon-proxy ({owner})")
+        raise SpoolError(
+            f"spool: no right to look into {place.absolute()}; run it as the user that runs beacon-proxy ({owner(place)})"
+        )
+
+
+def look_for_owner(directory: str | Path) -> None:
+    """Raises SpoolError if this user's files in it could not be read by the user that runs beacon-proxy."""
+    place = Path(directory)
+    if place.stat().st_uid != os.geteuid():
+        raise SpoolError(
+            f"spool: {place} belongs to the user {owner(place)}, who could not read what another writes there; run this as that "
+            f"user: sudo -u {owner(place)} beacon-proxy …"
+        )
+
+
+def owner(path: Path) -> str:
+    """The name of the user whom a file belongs to; the number where there is no name."""
+    uid = path.stat().st_uid
+    return next((entry.pw_name for entry in pwd.getpwall() if entry.pw_uid == uid), str(uid))
 
 
 def _unusable(setting: str, place: Path, why: str | None) -> SpoolError:
@@ -69,7 +88,7 @@ def read_ledger(directory: str | Path) -> Ledger:
     pending, oldest, numbers = 0, [], set[int]()
     for path in file.lane_files(place):
         try:
-            number, rows, first = _read_lane(path)
+            number, rows, first = read_lane(path)
         except database.Error as error:
             if not path.exists():
                 continue
@@ -84,15 +103,16 @@ def read_ledger(directory: str | Path) -> Ledger:
         for site, name, n in rows:
             of_site = counts.setdefault(site, {})
             of_site[name] = of_site.get(name, 0) + n
-            pending += n if name in HELD else -n if name in ENDED else 0
+        pending += held(rows)[0]
         for blob in first:
             with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 oldest.append(hits.decode(blob).received_ms)
     return Ledger(counts, pending, min(oldest, default=None), tuple(unread))
 
 
-def _read_lane(path: Path) -> tuple[int, list[tuple[str, str, int]], list[bytes]]:
-    """Its number, (site, name, n) of the ledger, and the first hit of each table in which hits wait."""
+def read_lane(path: Path) -> tuple[int, list[tuple[str, str, int]], list[bytes]]:
+    """Its number, (site, name, n) of the ledger, and the first hit of each table in which hits wait. Raises database.Error, and
+    SpoolError for a newer schema."""
     with contextlib.closing(file.open_file(path)) as db:
         db.execute("BEGIN")
         rows = database.rows(db, "SELECT site, name, n FROM ledger WHERE name <> ?", (file.BATCHES,))
@@ -131,7 +151,8 @@ def audit(directory: str | Path, most: int) -> int | None:
     off = 0
     for path in file.lane_files(Path(directory)):
         try:
-            of_lane = _audit_lane(path, most)
+            with contextlib.closing(file.open_file(path)) as db:
+                of_lane = audit_lane(db, most)
         except database.Error as error:
             if path.exists() and not database.is_corrupt(error):
                 raise
@@ -142,17 +163,26 @@ def audit(directory: str | Path, most: int) -> int | None:
     return off
 
 
-def _audit_lane(path: Path, most: int) -> int | None:
-    with contextlib.closing(file.open_file(path)) as db:
-        db.execute("BEGIN")
-        counts = dict(database.rows(db, "SELECT name, sum(n) FROM ledger GROUP BY name"))
-        dead = sum(counts.get(outcome.value, 0) for outcome in Outcome if outcome.ending is Ending.DEAD)
-        pending = sum(counts.get(name, 0) for name in HELD) - sum(counts.get(name, 0) for name in ENDED)
+def audit_lane(db: Connection, most: int) -> int | None:
+    """The same for one lane."""
+    db.execute("BEGIN")
+    try:
+        pending, dead = held(database.rows(db, "SELECT site, name, n FROM ledger"))
         if pending + dead > most:
             return None
         rows = sum(database.row(db, f"SELECT count(*) FROM {table}")[0] for table in ("fresh", "waiting", "dead"))
+    finally:
         db.execute("COMMIT")
-        return int(rows - pending - dead)
+    return int(rows - pending - dead)
+
+
+def held(counts: Iterable[tuple[str, str, int]]) -> tuple[int, int]:
+    """How many hits wait, and how many are dead letters, by the (site, name, n) of a ledger."""
+    pending = dead = 0
+    for _, name, n in counts:
+        pending += n if name in HELD else -n if name in ENDED else 0
+        dead += n if name in DEAD else 0
+    return pending, dead
 
 
 def why_unready(directory: str | Path, max_bytes: int) -> str:
@@ -169,7 +199,7 @@ def why_unready(directory: str | Path, max_bytes: int) -> str:
             probe.unlink(missing_ok=True)  # it may be another user's to write the next time
         elif disk.free_bytes():
             return f"the disk under {place} is full: its quota is used up"
-        lanes = [path for path in file.lane_files(place) if _is_held(path.with_suffix(".lock"))]
+        lanes = [path for path in file.lane_files(place) if is_held(path.with_suffix(".lock"))]
         if not lanes:
             return f"no collector holds a lane of {place}"
         for path in lanes:
@@ -192,8 +222,9 @@ def held_logs(directory: str | Path, max_bytes: int) -> list[str]:
     return found
 
 
-def _is_held(path: Path) -> bool:
-    held = file.lock(path)
-    if held is not None:
-        os.close(held)
-    return held is None
+def is_held(path: Path) -> bool:
+    """Whether a process has that lock."""
+    lock = file.lock(path)
+    if lock is not None:
+        os.close(lock)
+    return lock is None
