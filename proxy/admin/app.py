@@ -8,10 +8,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from proxy.admin import page
+from proxy.admin import page, summary
 from proxy.admin.config import AdminConfig
 from proxy.admin.page.look import Look
-from proxy.admin.summary import read
 from proxy.spool import fallback_pending, unready
 from proxy.spool.port import SpoolError, beacons_wait
 
@@ -46,7 +45,7 @@ def make_app(config: AdminConfig, look: Look) -> Starlette:
             return page.html()
         headers = {"cache-control": "no-store", "vary": "accept"}
         try:
-            return JSONResponse(await asyncio.to_thread(read, config.spool), headers=headers)
+            return JSONResponse(await asyncio.to_thread(summary.status, config.spool), headers=headers)
         except (SpoolError, OSError) as error:
             return JSONResponse({"error": f"the spool cannot be read: {error}"}, 503, headers)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from proxy.admin.report import Report, read_report
 from proxy.outcome import Ending
-from proxy.spool import ledger_of
+from proxy.spool import ledger_of, unready
 from proxy.spool.port import RECEIVED, REFUSED, TRIMMED, Ledger, SpoolConfig
 
 STATES = {"closed": "takes beacons", "open": "takes nothing", "probing": "takes nothing, being probed"}
@@ -31,6 +31,11 @@ def in_words(told: dict[str, Any]) -> str:
 def read(config: SpoolConfig) -> dict[str, Any]:
     """The summary of the configured spool, whether or not anything runs."""
     return summary(ledger_of(config), read_report(config))
+
+
+def status(config: SpoolConfig) -> dict[str, Any]:
+    """What `status` prints: the summary, and why the spool takes no beacons ("" if it does)."""
+    return {**read(config), "unready": unready(config)}
 
 
 def summary(ledger: Ledger, told: Report) -> dict[str, Any]:
@@ -89,7 +94,7 @@ def render(found: dict[str, Any]) -> str:
         f"pending    {found['pending']:>12,}{oldest}",
         f"refused    {found['refused']:>12,}   answered 503, not in received",
     ]
-    if found.get("unready"):
+    if found.get("unready"):  # of `status`
         lines.append(f"not ready  {found['unready']}")
     if found["fallback"]:
         lines.append(f"fallback   {found['fallback']:>12,}   on this host, to be moved to the spool's servers")

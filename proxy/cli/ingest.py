@@ -180,7 +180,7 @@ class Ingestion:
     def close(self) -> None:
         self._runner.close()
 
-    def record(self, place: Place, raw: bytes) -> bool:
+    def line(self, place: Place, raw: bytes) -> bool:
         """Take one record in; False when the spool refused and it is no use to go on."""
         raw = raw.strip()
         if not raw:
@@ -262,7 +262,7 @@ def _all_lines(ingestion: Ingestion, streams: list[tuple[str, BinaryIO]], from_l
             size = os.fstat(stream.fileno()).st_size if file != "-" else None
             task = bar.add_task("from standard input" if file == "-" else Path(file).name, total=size)
             for number, raw in records(stream):
-                if number >= from_line and not ingestion.record(Place(file, number), raw):
+                if number >= from_line and not ingestion.line(Place(file, number), raw):
                     return
                 bar.advance(task, len(raw))
         ingestion.flush()

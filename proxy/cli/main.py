@@ -17,7 +17,6 @@ from proxy.forward.config import CannotTrace
 from proxy.lists.engine import CannotRead, NoEngine
 from proxy.paste.configuration import CannotWrite
 from proxy.paste.nginx import CannotPaste
-from proxy.spool import unready
 from proxy.spool.port import SpoolError
 
 app = typer.Typer(
@@ -237,11 +236,10 @@ def status(
     Then each upstream: whether it takes beacons, how many are in flight of how many it is given at most, how many are delivered a
     second, and how long its backlog will take at that rate.
     """
-    from proxy.admin.summary import read, render
+    from proxy.admin import summary
 
-    spool = existing_spool(config)
-    found = {**read(spool), "unready": unready(spool)}
-    print(json.dumps(found) if as_json else render(found))
+    found = summary.status(existing_spool(config))
+    print(json.dumps(found) if as_json else summary.render(found))
 
 
 @app.command()
