@@ -228,3 +228,152 @@ def test_a_lane_that_lost_its_name_stores_nothing_in_the_file_that_is_gone(tmp_p
     ledger = read_ledger(place)
     assert (ledger.total(RECEIVED), ledger.pending) == (1, 1)
     lane.close()
+
+
+def test_room_that_is_made_in_advance_harms_no_page_that_another_process_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint extends the file while the collector makes room in it: zeros over what was just written are lost beacons."""
+    monkeypatch.setattr("proxy.spool.sqlite.lane.TIGHT_BYTES", 2**60)
+    lane = Lane(tmp_path, SpoolConfig("", "os"))
+    lane.append_blocking(hit("first"))
+    code = (
+        "import apsw, sys, time; db = apsw.Connection(sys.argv[1]); db.pragma('journal_size_limit', -1); print('.', flush=True)\n"
+        "end = time.time() + 30\n"
+        "while time.time() < end: db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE); time.sleep(0.002)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(lane.path)], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        stored = [hit(f"{n}" + "x" * 2_000) for n in range(24)]
+        for _ in range(800):
+            lane.append_blocking(*stored)
+        other.kill()
+    outlet = SqliteOutlet(tmp_path)
+    seen = 0
+    while claims := outlet.claim(1_000, 0):
+        assert {claim.hit for claim in claims} <= {hit("first"), *stored}
+        seen += len(claims)
+    assert seen == 1 + 800 * 24
+    lane.close()
+    outlet.close()
+
+
+def test_a_collector_adopts_no_copy(tmp_path: Path) -> None:
+    """What is stored in a copy is answered 200 and delivered by nobody."""
+    stored(tmp_path, "a")
+    copied(tmp_path, 1)
+    first, second = Lane(tmp_path), Lane(tmp_path)
+    assert [first.path.name, second.path.name] == ["lane-0000.db", "lane-0002.db"]
+    first.close()
+    second.close()
+
+
+def test_a_lane_that_is_renamed_is_delivered_under_its_new_name(tmp_path: Path) -> None:
+    """The reader of the old name must not keep the file from that of the new one."""
+    stored(tmp_path, "a", "b")
+    outlet = SqliteOutlet(tmp_path)
+    for path in tmp_path.glob("lane-0000.db*"):
+        path.rename(path.with_name(path.name.replace("0000", "0005")))
+    assert names(outlet.claim(10, 0)) == ["a", "b"]
+    outlet.close()
+
+
+def test_a_lane_that_another_process_is_opening_or_recovering_is_waited_for(tmp_path: Path) -> None:
+    """`status` beside a start, or a log that is read after a kill: no reason to answer 503."""
+    stored(tmp_path, "a")
+    code = (
+        "import sys; from proxy.spool.sqlite.survey import read_ledger; print('.', flush=True)\n"
+        "for _ in range(400): read_ledger(sys.argv[1])"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        while other.poll() is None:
+            lane = Lane(tmp_path, SpoolConfig("", "os"))
+            lane.append_blocking(hit("b"))
+            lane.close()
+
+
+def test_the_writer_outlives_whatever_happens_while_it_looks_after_its_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else beacons wait without an answer for ever."""
+    from proxy.spool.group import GroupCommit
+
+    monkeypatch.setattr("proxy.spool.group.TEND_S", 0.01)
+    tended = []
+
+    def tend() -> None:
+        tended.append(1)
+        raise OSError(30, "Read-only file system")
+
+    group = GroupCommit(lambda batch, counts: None, lambda: None, tend=tend)
+    wait_for(lambda: len(tended) > 2, "the writer to tend")
+    group.append_blocking(hit("a"))
+    group.close()
+
+
+def test_a_beacon_waits_no_longer_for_a_writer_that_tends_than_for_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk may hang there as well."""
+    import threading
+
+    from proxy.spool.group import GroupCommit
+
+    monkeypatch.setattr("proxy.spool.group.TEND_S", 0.01)
+    tends, goes_on = threading.Event(), threading.Event()
+
+    def tend() -> None:
+        tends.set()
+        goes_on.wait(20)
+
+    group = GroupCommit(lambda batch, counts: None, lambda: None, patience_s=0.2, tend=tend)
+    assert tends.wait(5)
+    with pytest.raises(SpoolRefused, match="hangs"):
+        group.append_blocking(hit("a"))
+    goes_on.set()
+    group.close()
+
+
+def test_beacons_that_wait_while_it_closes_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread of a WSGI server would hang for good."""
+    import threading
+
+    from proxy.spool.group import Counts, GroupCommit
+
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def commit(batch: list[object], counts: Counts) -> None:
+        begun.set()
+        goes_on.wait(20)
+        raise SpoolRefused("full")
+
+    group = GroupCommit(commit, lambda: None, patience_s=30)  # type: ignore[arg-type]
+    group.count("default", "refused")
+    assert begun.wait(5)
+    refused: list[SpoolRefused] = []
+
+    def append() -> None:
+        try:
+            group.append_blocking(hit("a"))
+        except SpoolRefused as error:
+            refused.append(error)
+
+    waiting = threading.Thread(target=append)
+    waiting.start()
+    wait_for(lambda: group._hits, "the beacon")
+    closing = threading.Thread(target=group.close)
+    closing.start()
+    wait_for(lambda: group.closing, "the close")
+    goes_on.set()
+    waiting.join(10)
+    closing.join(10)
+    assert len(refused) == 1
+    assert not closing.is_alive()
+
+
+def test_the_reserve_is_kept_again_without_a_beacon_or_a_forwarder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readiness is red until it is there, and while it is red no beacon may come."""
+    monkeypatch.setattr("proxy.spool.group.TEND_S", 0.05)
+    lane = Lane(tmp_path)
+    (tmp_path / "reserve").unlink()
+    wait_for(lambda: (tmp_path / "reserve").exists(), "the reserve", 5)
+    lane.close()

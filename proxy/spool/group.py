@@ -9,8 +9,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import TypeVar
 
 from proxy.hit import Hit
+from proxy.log import log
 from proxy.spool.port import IntakeStats, SpoolRefused
 from proxy.spool.waiting import Entered, Waiter, wake
 
@@ -28,6 +30,7 @@ COUNTS_S = 1.0
 WATCH_S = 0.25
 """Between two looks of the watch at how long the commit under way has taken."""
 
+T = TypeVar("T")
 Counts = Counter[tuple[str, str]]
 Commit = Callable[[list[Hit], Counts], None]
 """Store these hits and add these counts, both or neither. Raises SpoolRefused."""
@@ -118,7 +121,7 @@ class GroupCommit(Entered):
                     break
                 self._committing, self._began = waiters, time.monotonic() if hits or counts else 0.0
             if not hits and not counts:
-                self._tend()
+                self._timed(self._look_after)
                 continue
             error = self._try(hits, counts)
             with self._bell:
@@ -148,16 +151,32 @@ class GroupCommit(Entered):
         written = False
         if counts and not alone and time.monotonic() - self._counted >= COUNTS_S:
             self._counted, alone = time.monotonic(), True
-            written = self._try([], counts) is None
+            written = self._timed(lambda: self._try([], counts)) is None
         with self._bell:
             if not written:
                 self._counts.update(counts)
             if alone and not written:
-                if self._closing:
+                if self._closing and not self._hits:
                     return False
                 if not self._hits:
                     self._rest(COUNTS_S)
         return True
+
+    def _look_after(self) -> None:
+        try:
+            self._tend()
+        except Exception:  # whatever it is: the writer lives on
+            log.exception("the spool's writer cannot look after its storage")
+
+    def _timed(self, call: Callable[[], T]) -> T | None:
+        """What it gives. Beacons that come meanwhile wait no longer for it than for a commit."""
+        with self._bell:
+            self._began = time.monotonic()
+        try:
+            return call()
+        finally:
+            with self._bell:
+                self._began = 0.0
 
     def _rest(self, seconds: float) -> None:
         """Until something comes, or for so long. Holding the bell."""

@@ -150,6 +150,9 @@ class Mover:
                 self._forget(path)
                 if database.is_corrupt(error):
                     log.error("a corrupt lane is set aside", lane=str(path), aside=str(file.set_aside(path, opened)))
+        if paths:
+            with contextlib.suppress(OSError):
+                self._disk.keep_reserve()
         if self._refused and not moved:
             self._room_looked, self._has_room = time.monotonic(), False
         self._tell(next(iter(self._stuck.values()), f"the spool holds max_bytes ({self._max_bytes})" if full else ""))

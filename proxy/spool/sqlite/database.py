@@ -32,6 +32,13 @@ class Connection(apsw.Connection):
     """A connection that knows how long it may wait for others."""
 
     busy_s = BUSY_S
+    polls = False
+
+    def wait_by_polling(self, polls: bool) -> None:
+        """Whether `write` looks for the lock often, rather than SQLite: its holder needs less than a millisecond, and SQLite's
+        own wait sleeps 1, 2, 5, 10 … ms."""
+        self.polls = polls
+        self.set_busy_timeout(0 if polls else int(self.busy_s * 1000))
 
     def close(self, force: bool = False) -> None:
         """Let go of the file. The log keeps its blocks: SQLite would cut a log with a size limit when the last one closes it."""
@@ -80,17 +87,13 @@ def check_library() -> None:
         raise SpoolError(f"spool: {_PROBLEM}")
 
 
-def connect(path: Path, *, create: bool = False, busy_s: float = BUSY_S, polls: bool = False) -> Connection:
-    """Open a database file. Raises Error, and SpoolError for a library below the floor.
-
-    `busy_s`: how long to wait for others. `polls`: wait for the write lock by looking for it often, since its holder needs less
-    than a millisecond, and SQLite's own wait sleeps 1, 2, 5, 10 … ms.
-    """
+def connect(path: Path, *, create: bool = False, busy_s: float = BUSY_S) -> Connection:
+    """Open a database file. `busy_s`: how long to wait for others. Raises Error, and SpoolError for a library below the floor."""
     check_library()
     flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
     db = Connection(str(path), flags)
     db.busy_s = busy_s
-    db.set_busy_timeout(0 if polls else int(busy_s * 1000))
+    db.wait_by_polling(False)
     return db
 
 
@@ -153,13 +156,21 @@ def checkpoint(db: Connection, *, truncate: bool = False, wait_s: float = 0.0) -
     """
     mode = apsw.SQLITE_CHECKPOINT_TRUNCATE if truncate else apsw.SQLITE_CHECKPOINT_RESTART
     began = time.monotonic()
+    db.set_busy_timeout(0)  # else SQLite would wait for readers with the write lock in its hand
+    try:
+        return _checkpoint(db, mode, began + wait_s)
+    finally:
+        db.wait_by_polling(db.polls)
+
+
+def _checkpoint(db: Connection, mode: int, deadline: float) -> bool:
     while True:
         try:
             db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)  # most of it, while others write on
             db.wal_checkpoint(mode=mode)
             return True
         except (apsw.BusyError, apsw.LockedError):
-            if time.monotonic() - began >= wait_s:
+            if time.monotonic() >= deadline:
                 return False
         time.sleep(LOCK_POLL_S * 10)
 

@@ -81,7 +81,7 @@ class SqliteDeadLetters:
         wanted = ",".join(map(str, ids))
         if becomes is None:  # they are written before they are deleted
             (copied,) = database.row(db, f"SELECT total(length(hit)) FROM dead WHERE id IN ({wanted})")
-            self._disk.make_room(db, file.sizes(db, path), int(copied))
+            self._disk.make_room(path, file.sizes(db, path), int(copied))
         with database.transaction(db):
             there = Counter(database.rows(db, f"SELECT site, outcome FROM dead WHERE id IN ({wanted})"))
             move(db, wanted)

@@ -7,13 +7,14 @@ which is given up last. Collectors refuse while less than three times the reserv
 """
 
 import contextlib
+import ctypes
 import errno
 import functools
 import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import apsw
 
@@ -204,12 +205,45 @@ class Disk:
         needed = -(-2 * self.reserve_bytes() // 1024**2)
         return f"the disk under {self.directory} is full and the reserve used up: free {needed} MiB there (delete other files)"
 
-    def make_room(self, db: Connection, lane: Sizes, more_bytes: int) -> None:
+    def make_room(self, path: Path, lane: Sizes, more_bytes: int) -> None:
         """Let the lane's file have the blocks for `more_bytes` more: a checkpoint then needs none that others could take first.
-        Raises apsw.Error."""
-        if (behind := more_bytes - lane.emptied) > lane.ahead:
-            size = lane.held + lane.emptied + behind
-            database.control(db, apsw.SQLITE_FCNTL_SIZE_HINT, size)
+        Raises OSError where there are none; a file system that cannot do it leaves it to the reserve.
+
+        By fallocate(2) alone, which changes no byte that is there: a checkpoint may extend the file at the same moment. SQLite's
+        size hint writes zeros where this build of it has no fallocate, and destroyed pages that had just been written. And on
+        SQLite's own descriptor: to close another one of the file would drop the process' locks on it.
+        """
+        if (behind := more_bytes - lane.emptied) <= lane.ahead:
+            return
+        fd = descriptor(path)
+        if fd is None or _fallocate is None:
+            return
+        at = os.fstat(fd).st_size
+        if _fallocate(fd, 0, at, max(1, lane.held + lane.emptied + behind - at)) and ctypes.get_errno() in NO_ROOM:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
+
+
+def _load_fallocate() -> Callable[[int, int, int, int], int] | None:
+    try:
+        found = ctypes.CDLL(None, use_errno=True).fallocate
+    except (OSError, AttributeError):
+        return None  # no Linux
+    found.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    return cast(Callable[[int, int, int, int], int], found)
+
+
+_fallocate = _load_fallocate()
+"""The system's, not that of POSIX: glibc's makes up for a file system without it by writing zeros."""
+
+
+def descriptor(path: Path) -> int | None:
+    """One that this process, SQLite, has of the file. Not to be closed."""
+    wanted = os.stat(path)
+    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(int(name)), wanted):
+                return int(name)
+    return None
 
 
 def in_pieces(items: Sequence[T], write: Callable[[Sequence[T]], object], is_full: Callable[[BaseException], bool]) -> None:

@@ -5,12 +5,14 @@ would never see the new rows.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
 import socket
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,10 +85,9 @@ def open_file(
     `busy_s`, `polls`: see database.connect.
     """
     disk = disk or Disk(path.parent)
-    db = database.connect(path, busy_s=busy_s, polls=polls)
+    db = database.connect(path, busy_s=busy_s)  # to be opened it may have to wait for a recovery
     try:
         database.control(db, apsw.SQLITE_FCNTL_PERSIST_WAL, 1)  # the log's blocks are room for settlements
-        database.control(db, apsw.SQLITE_FCNTL_CHUNK_SIZE, database.PAGE_BYTES)  # without it there is no room in advance
         log_bytes = disk.log_bytes()
         db.pragma("synchronous", "FULL" if durability == "disk" else "NORMAL")
         db.pragma("wal_autocheckpoint", log_bytes // database.PAGE_BYTES)
@@ -101,6 +102,7 @@ def open_file(
                 f"{path} has spool schema {version}, and this version of beacon-proxy knows schemas up to {SCHEMA_VERSION}: "
                 "it was written by a newer version. Run that version, or let it drain the spool first."
             )
+        db.wait_by_polling(polls)
     except BaseException:
         db.close()
         raise
@@ -139,6 +141,12 @@ def number(db: Connection) -> int:
     return int(db.pragma("application_id"))
 
 
+def number_of(path: Path) -> int:
+    """The same of a file that is not open. Raises database.Error, SpoolError."""
+    with contextlib.closing(open_file(path)) as db:
+        return number(db)
+
+
 def guard(lane_number: int) -> socket.socket | None:
     """Held as long as a forwarder or mover empties the lane of that number; None if another on this machine does: the same file
     under another name, or a copy. Bound to no file, so a directory that is moved, copied or replaced makes no difference.
@@ -147,10 +155,24 @@ def guard(lane_number: int) -> socket.socket | None:
     if sys.platform == "linux":  # elsewhere there are no abstract addresses
         try:
             held.bind(f"\0beacon-proxy/lane/{lane_number:08x}")
-        except OSError:
-            held.close()
-            return None
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                held.close()
+                return None
+    _guards.add(held)
     return held
+
+
+_guards: "weakref.WeakSet[socket.socket]" = weakref.WeakSet()
+
+
+def _close_inherited() -> None:
+    """A process that was forked empties nothing by what its parent holds."""
+    for held in list(_guards):
+        held.close()
+
+
+os.register_at_fork(after_in_child=_close_inherited)
 
 
 def inode(path: Path | str) -> tuple[int, int] | None:
@@ -193,11 +215,12 @@ def companions(path: Path) -> tuple[Path, Path]:
     return path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")
 
 
-def lock(path: Path) -> int | None:
-    """Take the lock on that file for the life of this process; None if another holds it. The descriptor is not inherited."""
+def lock(path: Path, shared: bool = False) -> int | None:
+    """Take the lock on that file for the life of this process; None if another holds it. The descriptor is not inherited.
+    `shared`: only to see whether another holds it, together with others who look."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
         return None

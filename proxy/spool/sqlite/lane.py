@@ -39,6 +39,8 @@ TIGHT_BYTES = 1024**3
 more the reserve is enough: a checkpoint needs no more than that."""
 REOPEN_S = 0.5
 """Between two tries to open a lane that cannot be opened."""
+PROBED_S = 0.005
+"""A lock that is held for less is looked at, not held."""
 DOUBT_S, DOUBT_POLL_S = 30.0, 0.05
 """How long, and how often, a file that failed in a COMMIT is opened again to see what became of it."""
 TELL_S = 1.0
@@ -138,7 +140,14 @@ class Lane:
                 self._require_room(db, sum(map(len, rows)) + self._commit_bytes)
             elif self._refusal and not (self._directory / RESERVE).exists():
                 raise SpoolRefused(self._refusal)  # what the reserve gave is for settlements
-            self._write(db, rows, self._tally(batch, counts))
+            tally = self._tally(batch, counts)
+            try:
+                self._write(db, rows, tally)
+            except database.Error as error:
+                if self._db is None or not self._disk.is_full(error):
+                    raise
+                database.checkpoint(self._db, wait_s=DOUBT_POLL_S)  # then the log is written from its beginning again
+                self._write(self._db, rows, tally)
         except SpoolRefused as refused:
             if batch:
                 self._refuse(str(refused))
@@ -151,7 +160,7 @@ class Lane:
     def _failed(self, error: Exception, refuse: bool) -> str:
         """The reason, in words. What the connection does not survive is closed, and opened again later."""
         full = self._disk.is_full(error)
-        reason, survives = self._reason(error, full), full or database.is_passing(error)
+        reason, survives = self._reason(error, full), self._db is not None and (full or database.is_passing(error))
         if refuse or not survives:
             self._refuse(reason)
         if database.is_corrupt(error):
@@ -169,6 +178,7 @@ class Lane:
             if self._db is None:
                 self._open_again()
             else:
+                self._disk.keep_reserve(resize=True)
                 file.shorten_log(self._db, self.path, self._disk)
         except (database.Error, OSError, SpoolError) as error:
             self._failed(error, refuse=self._db is None)
@@ -220,17 +230,19 @@ class Lane:
                 self._require_name()
                 self._db = file.open_file(self.path, self._disk, durability=self._durability, polls=True)
                 return _batches(self._db) > self._batches and database.checkpoint(self._db, wait_s=DOUBT_POLL_S)
-            except (database.Error, OSError):
-                if time.monotonic() > deadline:
+            except (database.Error, OSError) as error:
+                if database.is_corrupt(error) or time.monotonic() > deadline:
                     raise
             time.sleep(DOUBT_POLL_S)
 
     def _open(self) -> Connection:
         """Take a lane. The directory is not made anew: a mount that is gone must not be mistaken for an empty one."""
         self._tried = time.monotonic()
-        index = 0
-        while (held := file.lock(self._directory / f"lane-{index:04d}.lock")) is None:
+        held, index = None, -1
+        while held is None:
             index += 1
+            if not self._is_copy(index):
+                held = self._take(self._directory / f"lane-{index:04d}.lock")
         self._lock, self.path = held, self._directory / f"lane-{index:04d}.db"
         self._granted, self._batches = 0, 0
         try:
@@ -249,8 +261,29 @@ class Lane:
             raise
         return self._db
 
+    def _take(self, lock: Path) -> int | None:
+        """A second look tells who holds it from who only looked whether it is held."""
+        held = file.lock(lock)
+        if held is None:
+            time.sleep(PROBED_S)
+            held = file.lock(lock)
+        return held
+
+    def _is_copy(self, index: int) -> bool:
+        """Whether a lane before it bears its number: what is stored in a copy is delivered by nobody."""
+        path = self._directory / f"lane-{index:04d}.db"
+        if not path.exists():
+            return False
+        earlier = [other for other in file.lane_files(self._directory) if other < path]
+        with contextlib.suppress(database.Error, SpoolError):
+            return bool(earlier) and file.number_of(path) in map(file.number_of, earlier)
+        return False
+
     def _set_aside(self) -> None:
-        log.error("a corrupt lane is set aside", lane=str(self.path), aside=str(file.set_aside(self.path, self._inode)))
+        aside = None
+        with contextlib.suppress(OSError):
+            aside = file.set_aside(self.path, self._inode)
+        log.error("a corrupt lane is set aside", lane=str(self.path), aside=str(aside))
 
     def _require_room(self, db: Connection, cost: int) -> None:
         """Raises SpoolRefused unless the last look left room for so many bytes, or a new one does."""
@@ -276,7 +309,7 @@ class Lane:
         granted = min(GRANT_BYTES, room.margin // (4 * len(file.lane_files(self._directory))))
         self._granted = max(cost, granted)
         if tight:
-            self._disk.make_room(db, sizes, self._granted + self._disk.ahead_bytes())
+            self._disk.make_room(self.path, sizes, self._granted + self._disk.ahead_bytes())
 
     def _is_log_held(self) -> bool:
         """Whether the log is far larger than it gets by itself: a reader that stays keeps it from being written anew."""

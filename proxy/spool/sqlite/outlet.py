@@ -169,6 +169,9 @@ class SqliteOutlet:
                 self._forget(reader)
                 reader = None
             if reader is None:
+                for other in list(self._readers.values()):  # the file bears another name now
+                    if other.inode == file.inode(path) and file.inode(other.path) != other.inode:
+                        self._forget(other)
                 self._take_up(path)
         for reader in list(self._readers.values()):
             if file.inode(reader.path) is None:

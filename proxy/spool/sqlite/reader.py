@@ -27,8 +27,9 @@ TOGETHER, GAP_S = 256, 0.0005
 """Settlements of one transaction, and the pause before the next: the collector looks for the lock every LOCK_POLL_S."""
 ROW_BYTES = 1024
 """What a row takes beside the query and the body, about."""
-SHRINK_BYTES, MOVED_BYTES = 64 * 1024**2, 8 * 1024**2
-"""A file with so much emptied, and no more than that in it, is shrunk."""
+SHRINK_BYTES, MOVED_BYTES, LARGE_BYTES = 64 * 1024**2, 1024**2, 64 * 1024**2
+"""A file with so much emptied, and no more than that in it, is shrunk. With more in it, up to the third, only where no collector
+waits for the lane, or where other lanes would be refused for the emptied pages of this one."""
 IDLE_BYTES = 256 * 1024
 """A lane that holds no more than its counts takes less."""
 LOOKS = 8
@@ -181,11 +182,14 @@ class LaneReader:
 
     def give_back_room(self) -> None:
         """Shrink the file to what it holds, where most of it was emptied and what it holds is little: it is written anew, which
-        takes the lane's lock for some milliseconds. A lane without a collector that is empty keeps no log either."""
+        takes the lane's lock for some 5 ms a mebibyte. A lane without a collector that is empty keeps no log either."""
         held, emptied, *_ = file.sizes(self.db, self.path)
+        part = self._disk.max_bytes // 16
         orphan = (lock := file.lock(self.path.with_suffix(".lock"))) is not None
         try:
-            if held <= MOVED_BYTES and emptied >= max(4 * held, self._disk.ahead_bytes() if orphan else SHRINK_BYTES):
+            urgent = emptied >= part and self._disk.used_bytes() > self._disk.max_bytes * 3 // 4
+            most, least = LARGE_BYTES if orphan or urgent else MOVED_BYTES, self._disk.ahead_bytes() if orphan else SHRINK_BYTES
+            if held <= most and emptied >= max(2 * held, min(least, part)):
                 with contextlib.suppress(apsw.BusyError):  # it is busy: another time
                     database.write(self.db, "VACUUM")
                     database.checkpoint(self.db)
@@ -258,7 +262,7 @@ class LaneReader:
                 database.write(self.db, POSTPONE, (moved,))
                 return
             copied = sum(len(settlement.claim.hit.query) + len(settlement.claim.hit.body) + ROW_BYTES for settlement in batch)
-            self._disk.make_room(self.db, file.sizes(self.db, self.path), copied)  # they are written before they are deleted
+            self._disk.make_room(self.path, file.sizes(self.db, self.path), copied)  # they are written before they are deleted
             target: str = "waiting" if outcome is None else "dead"
             names = [] if outcome is None else [outcome.value]
             database.write(self.db, MOVE[table], (site, target, outcome, msgspec.json.encode(names).decode(), moved))

@@ -224,7 +224,7 @@ def held_logs(directory: str | Path, max_bytes: int) -> list[str]:
 
 def is_held(path: Path) -> bool:
     """Whether a process has that lock."""
-    lock = file.lock(path)
+    lock = file.lock(path, shared=True)
     if lock is not None:
         os.close(lock)
     return lock is None
