@@ -231,7 +231,7 @@ def test_a_lane_that_lost_its_name_stores_nothing_in_the_file_that_is_gone(tmp_p
 
 
 def test_room_is_made_in_advance_without_writing_a_byte(tmp_path: Path) -> None:
-    """A checkpoint of the forwarder may extend the file at the same moment: zeros that SQLite's size hint wrote there destroyed the
+    """A checkpoint of the forwarder may extend the file at the same moment: zeros of SQLite's size hint destroyed there the
     last bytes of 274 of 358,800 beacons."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[2]); from test_spool import Lane, SpoolConfig, hit\n"
