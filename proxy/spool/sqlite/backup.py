@@ -211,7 +211,8 @@ def _copy_lane(path: Path, directory: Path, disk: Disk, report: BackUp, progress
 def _copy_pages(path: Path, copy: Path, disk: Disk, progress: Progress) -> None:
     os.close(os.open(copy, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
     with contextlib.closing(database.connect(copy)) as to, contextlib.closing(file.open_file(path, disk)) as db:
-        to.execute("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")  # it is synced as a whole when it is checked
+        to.pragma("journal_mode", "off")
+        to.pragma("synchronous", "off")  # it is synced as a whole when it is checked
         db.execute("BEGIN")
         database.row(db, "SELECT 1 FROM ledger")  # from here on the picture stands
         most_log = file.log_size(path) + max(disk.look(Sizes(0, 0, 0, 0)).margin // LOG_SHARE, disk.reserve_bytes())
