@@ -33,7 +33,8 @@ def run(config: Path | None, target: Path, as_json: bool) -> int:
 def _words(report: BackUp) -> str:
     waiting, dead = sum(lane.pending for lane in report.lanes), sum(lane.dead for lane in report.lanes)
     lines = [
-        f"{len(report.lanes):,} lane{'s' * (len(report.lanes) != 1)}, checked: {beacons_wait(waiting)}, {dead:,} dead letters; {report.bytes / 1024**2:,.1f} MiB "
+        f"{len(report.lanes):,} lane{'s' * (len(report.lanes) != 1)}, checked: {beacons_wait(waiting)}, {dead:,} dead letters; "
+        f"{report.bytes / 1024**2:,.1f} MiB "
         f"in {report.seconds:,.1f} s, in {plain(report.directory)}."
     ]
     lines += [
