@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import ProxyProcess, SandboxProcess, free_port, wait_for
+from conftest import ProxyProcess, SandboxProcess, free_port, need, wait_for
 from small_disk import MIB, du, fill, mounted
 from test_spool import DELIVERED, hit
 
@@ -285,3 +285,46 @@ def test_a_large_file_that_was_drained_is_shrunk_while_its_collector_goes_on(
     assert ids == [6_003], "ids go on after the file was written anew"
     lane.close()
     outlet.close()
+
+
+@pytest.fixture
+def quota(tmp_path: Path) -> Iterator[Path]:
+    """A btrfs subvolume with a quota of 96 MiB, on a file system that has more room."""
+    need("mkfs.btrfs", "btrfs-progs")
+    image, place = tmp_path / "btrfs.img", tmp_path / "btrfs"
+    with image.open("wb") as opened:
+        opened.truncate(300 * MIB)
+    place.mkdir()
+    subprocess.run(["mkfs.btrfs", "-q", str(image)], check=True, capture_output=True)
+    if subprocess.run(["mount", "-o", "loop", str(image), str(place)], capture_output=True).returncode:
+        pytest.skip("no right to mount btrfs here: run as root, on a kernel with btrfs, to test a quota for real")
+    try:
+        for command in (
+            ["quota", "enable", str(place)],
+            ["subvolume", "create", str(place / "of-ours")],
+            ["qgroup", "limit", "96M", str(place / "of-ours")],
+        ):
+            subprocess.run(["btrfs", *command], check=True, capture_output=True)
+        yield place / "of-ours"
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_quota_that_is_used_up_refuses_drains_and_kills_nobody(quota: Path) -> None:
+    """The file system says that there is room, and who touches SQLite's shared memory then ends with SIGBUS: so in a process."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[2]); from test_full_disk import *\n"
+        "from pathlib import Path\n"
+        "spool = Path(sys.argv[1]); lane, outlet = Lane(spool, SpoolConfig('', 'os')), SqliteOutlet(spool)\n"
+        "stored = store(lane, 20_000, 20_000)\n"
+        "reason = why_unready(spool, 10**10)\n"
+        "delivered = deliver_all(outlet)\n"
+        "print(stored, delivered, outlet.ledger().pending, reason, flush=True); import os; os._exit(0)"
+    )
+    command = [sys.executable, "-c", code, str(quota / "spool"), str(Path(__file__).parent)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert ran.returncode == 0, ran.stderr
+    stored, delivered, pending, reason = ran.stdout.split(maxsplit=3)
+    assert 100 < int(stored) < 20_000
+    assert (delivered, pending) == (stored, "0")
+    assert "full" in reason
