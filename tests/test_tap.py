@@ -144,7 +144,8 @@ def test_looking_and_telling_from_two_threads_loses_and_leaks_nothing(tmp_path: 
             assert heard(stays).missed == 0
         over.set()
         looker.join()
-    assert len(os.listdir("/proc/self/fd")) == before
+    # Threads of earlier tests in this process may open and close one meanwhile; what is leaked stays.
+    wait_for(lambda: len(os.listdir("/proc/self/fd")) <= before, "the descriptors to be closed", 5)
 
 
 def test_where_nothing_can_be_watched_the_message_says_what_to_do(tmp_path: Path) -> None:
