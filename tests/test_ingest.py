@@ -20,8 +20,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from nats_server import NatsServer
 
+from proxy import settings
 from proxy.cli.fallback_log import MAX_LINE_BYTES, START, records
-from proxy.cli.ingest import LineReader, Request, Unusable
+from proxy.cli.ingest import LineReader, Request, Unusable, run
 from proxy.collector.collect import Collector
 from proxy.collector.config import CollectorConfig
 from proxy.collector.stamp import FARTHEST_MS, Stamp, read_stamp
@@ -291,15 +292,20 @@ HOLE = bytes(5000)
     ],
 )
 def test_a_whole_record_is_taken_whatever_is_beside_it(
-    tmp_path: Path, log: bytes, taken: int, not_taken: list[tuple[int, str]]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    log: bytes,
+    taken: int,
+    not_taken: list[tuple[int, str]],
 ) -> None:
     """Its visitor was answered 200. What is left of another is counted as not taken, by its line."""
-    environment = clean_environment(BEACON_PROXY_SPOOL=f"sqlite:{tmp_path}/spool")
-    command = [sys.executable, "-m", "proxy", "ingest", "--dry-run", "--json", "-"]
-    done = subprocess.run(command, env=environment, input=log, capture_output=True, timeout=60)
-    found = report(done)
+    monkeypatch.setenv("BEACON_PROXY_SPOOL", f"sqlite:{tmp_path}/spool")
+    (tmp_path / "log").write_bytes(log)
+    status = run([str(tmp_path / "log")], settings.load(None), dry_run=True, as_json=True)
+    found = json.loads(capsys.readouterr().out)
     assert [(example["line"], example["why"]) for example in found["examples"]] == not_taken
-    assert (found["taken"], found["lines"], done.returncode) == (taken, taken + len(not_taken), 1 if not_taken else 0)
+    assert (found["taken"], found["lines"], status) == (taken, taken + len(not_taken), 1 if not_taken else 0)
 
 
 def test_the_half_record_at_a_files_end_leaves_the_next_file_alone(serve: Serve, sandbox: SandboxProcess, tmp_path: Path) -> None:
