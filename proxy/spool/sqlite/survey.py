@@ -190,6 +190,8 @@ def why_unready(directory: str | Path, max_bytes: int) -> str:
     place = Path(directory)
     disk = Disk(place, max_bytes)
     probe = place / "ready.probe"
+    if not place.is_dir():
+        return f"there is no directory {place}: nothing has started yet, or a mount is missing"
     try:
         if not disk.is_exhausted():
             with probe.open("wb") as opened:
