@@ -80,7 +80,6 @@ class LaneMachine(RuleBasedStateMachine):
             self.number += 1
             batch.append(Hit("e", f"_n={self.number}&x={'x' * size}".encode(), b"", "default", "", "", "", "", "", 1))
         names = {str(self.number - i) for i in range(n)}
-        self.largest_batch = max(self.largest_batch, n * (size + 200))
         refused: set[str] = set()
         try:
             self.lane.append_blocking(*batch)
@@ -88,6 +87,8 @@ class LaneMachine(RuleBasedStateMachine):
             refused = {hit.query.decode().split("&")[0][3:] for hit in error.hits}
         assert not unready or lost or refused == names, f"taken although {unready}"
         assert unready or not refused or n * size > SMALL_BYTES, "refused although it is ready"
+        if refused != names:  # what was refused takes nothing
+            self.largest_batch = max(self.largest_batch, n * (size + 200))
         self.taken |= names - refused
         self.unsure |= refused
 
