@@ -46,7 +46,7 @@ class Final(msgspec.Struct, frozen=True):
 
 
 class Retry(msgspec.Struct, frozen=True):
-    """Again, not before `due_ms` (milliseconds since the epoch)."""
+    """Again, not before `due_ms` (milliseconds since the epoch); 0: the hit was only set aside, and has not failed."""
 
     due_ms: int
     answer: str = ""

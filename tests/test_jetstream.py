@@ -54,6 +54,7 @@ from proxy.spool.port import (
     SpoolError,
     SpoolRefused,
     Tapped,
+    Wanted,
 )
 
 if TYPE_CHECKING:
@@ -304,8 +305,9 @@ def test_hits_of_closed_sites_stay_where_they_are(config: SpoolConfig) -> None:
         for site in ("away", "there"):
             for n in range(3):
                 intake.append_blocking(hit(f"{site}{n}", site=site))
-        assert names(outlet.claim(2, 0, {"away"})) == ["there0", "there1"]
-        assert names(outlet.claim(10, 0, {"away"})) == ["there2"]
+        away = {"away": Wanted(0, 0)}
+        assert names(outlet.claim(2, 0, away)) == ["there0", "there1"]
+        assert names(outlet.claim(10, 0, away)) == ["there2"]
         again = outlet.claim(10, 0)
         assert names(again) == ["away0", "away1", "away2"]
         assert {claim.attempt for claim in again} == {1}
@@ -1486,7 +1488,7 @@ def test_acknowledgements_that_are_not_answered_are_trouble_until_they_are(
             patch.setattr(client, "request", silent)
             settled(outlet, claims, DELIVERED)
             for _ in range(3):
-                outlet.claim(1, 0, closed=["default"])
+                outlet.claim(1, 0, {"default": Wanted(0, 0)})
             logged = capsys.readouterr().err
             assert logged.count("spool in trouble") == 1
             assert "works again" not in logged

@@ -81,13 +81,15 @@ class LaneMachine(RuleBasedStateMachine):
             batch.append(Hit("e", f"_n={self.number}&x={'x' * size}".encode(), b"", "default", "", "", "", "", "", 1))
         names = {str(self.number - i) for i in range(n)}
         refused: set[str] = set()
+        reason = ""
         try:
             self.lane.append_blocking(*batch)
         except SpoolRefused as error:
+            reason = str(error)
             refused = {hit.query.decode().split("&")[0][3:] for hit in error.hits}
         assert not unready or lost or refused == names, f"taken although {unready}"
         assert unready or not refused or n * size > SMALL_BYTES, "refused although it is ready"
-        if refused != names:  # what was refused takes nothing
+        if refused != names or ("max_bytes" not in reason and "full" not in reason):  # what finds no room takes none
             self.largest_batch = max(self.largest_batch, n * (size + 200))
         self.taken |= names - refused
         self.unsure |= refused

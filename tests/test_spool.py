@@ -32,6 +32,7 @@ from proxy.spool.port import (
     SpoolConfig,
     SpoolError,
     SpoolRefused,
+    Wanted,
 )
 from proxy.spool.sqlite.file import open_file
 from proxy.spool.sqlite.lane import Lane
@@ -137,6 +138,39 @@ def test_a_retry_is_due_at_its_time_with_the_attempt_counted(spool: Halves) -> N
     assert third.attempt == 3
     outlet().settle([Settlement(third, DELIVERED)])
     assert outlet().ledger().pending == 0
+
+
+def test_retries_take_no_more_than_their_part_and_no_hit_from_its_first_attempt(spool: Halves) -> None:
+    """Beacons that fail alone, however many, must not be all that is given out."""
+    intake, outlet = spool
+    for n in range(6):
+        intake.append_blocking(hit(f"bad{n}", site="one"))
+    intake.append_blocking(hit("other", site="two"))
+    claims = outlet().claim(10, 0)
+    assert not any(claim.failed for claim in claims)
+    outlet().settle([Settlement(claim, Retry(1000, "500")) for claim in claims])
+    intake.append_blocking(hit("good", site="one"))
+    wanted = {"one": Wanted(5, 2)}
+    first = outlet().claim(5, 2000, wanted)
+    assert sorted(name.rstrip("012345") for name in names(first)) == ["bad", "bad", "good", "other"]
+    assert {claim.hit.query: claim.failed for claim in first}[b"_n=good&_p=p"] is False
+    assert sum(claim.failed for claim in first) == 3
+    assert names(outlet().claim(5, 2000, {"one": Wanted(5, 0)})) == []
+    rest = outlet().claim(5, 2000)
+    assert len(rest) == 4
+    assert all(claim.failed for claim in rest)
+
+
+def test_a_hit_that_was_only_set_aside_has_not_failed_and_keeps_its_place(spool: Halves) -> None:
+    """It is due at once, whatever any clock says, and before those that came later."""
+    intake, outlet = spool
+    for name in "abc":
+        intake.append_blocking(hit(name))
+    claims = outlet().claim(2, 0)
+    outlet().settle([Settlement(claim, Retry(0, counted=False)) for claim in claims])
+    again = outlet().claim(10, 0)
+    assert sorted(names(again)) == ["a", "b", "c"]
+    assert {(claim.attempt, claim.failed) for claim in again} == {(1, False)}
 
 
 def test_a_hit_that_waits_does_not_hold_up_the_others(spool: Halves) -> None:

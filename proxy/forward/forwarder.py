@@ -30,7 +30,7 @@ from proxy.forward.watch import Seen, Watch
 from proxy.hit import Hit
 from proxy.log import log
 from proxy.outcome import Outcome
-from proxy.spool.port import Claim, Outlet, Settlement
+from proxy.spool.port import Claim, Outlet, Settlement, Wanted
 
 T = TypeVar("T")
 
@@ -138,7 +138,7 @@ class Forwarder:
             await self._on_disk(self._outlet.settle, settled)
         wanted = {route.upstream: max(0, route.wanted()) for route in self._routes}
         if room := sum(wanted.values()):
-            closed = {site for route in self._routes if not wanted[route.upstream] for site in route.sites}
+            closed = {site: Wanted(0, 0) for route in self._routes if not wanted[route.upstream] for site in route.sites}
             for claim in await self._on_disk(self._outlet.claim, room, self._clock.now_ms(), closed):
                 route = self._by_site.get(claim.hit.site)
                 if route is None:

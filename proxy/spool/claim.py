@@ -12,6 +12,17 @@ class Claim(NamedTuple):
     ticket: Any
     hit: Hit
     attempt: int
+    failed: bool = False
+    """It has failed before, whether or not that was counted: this is a retry."""
+
+
+class Wanted(NamedTuple):
+    """How many hits of a site a forwarder has room for."""
+
+    fresh: int
+    """Of those that have not failed."""
+    retries: int
+    """Of those that have."""
 
 
 class Settlement(NamedTuple):

@@ -2,10 +2,11 @@
 
 import contextlib
 import heapq
+import itertools
 import socket
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 
 from proxy.delivery import Final
 from proxy.hit import Hit
@@ -27,6 +28,7 @@ from proxy.spool.port import (
     SpoolError,
     Tapped,
     Told,
+    Wanted,
 )
 
 
@@ -39,7 +41,10 @@ class MemorySpool:
         self._lock = threading.Lock()
         self._hits: OrderedDict[int, Hit] = OrderedDict()
         self._attempts: dict[int, int] = {}
+        self._fresh: dict[int, None] = {}
+        """Those that have not failed, in order."""
         self._due: list[tuple[int, int]] = []
+        """A heap of those that have, by due time."""
         self._in_flight: set[int] = set()
         self._dead: dict[int, tuple[Hit, Final]] = {}
         self._counts: dict[str, Counter[str]] = {}
@@ -58,7 +63,7 @@ class MemorySpool:
             for hit in hits:
                 self._next += 1
                 self._hits[self._next] = hit
-                heapq.heappush(self._due, (0, self._next))
+                self._fresh[self._next] = None
                 self._tally(hit.site, RECEIVED)
 
     def drop(self, site: str, outcome: Outcome) -> None:
@@ -70,21 +75,30 @@ class MemorySpool:
         with self._lock:
             self._tally(site, REFUSED)
 
-    def claim(self, limit: int, now_ms: int, closed: Collection[str] = ()) -> list[Claim]:
-        claims: list[Claim] = []
+    def claim(self, limit: int, now_ms: int, wanted: Mapping[str, Wanted] = {}) -> list[Claim]:
+        any_site, retries = Wanted(limit, limit), Counter[str]()
         passed_over: list[tuple[int, int]] = []
         with self._lock:
-            while self._due and len(claims) < limit and self._due[0][0] <= now_ms:
+            open_to = (key for key in self._fresh if wanted.get(self._hits[key].site, any_site).fresh)
+            fresh, again = list(itertools.islice(open_to, limit)), list[int]()
+            while self._due and len(again) < limit and self._due[0][0] <= now_ms:
                 due = heapq.heappop(self._due)
-                key = due[1]
-                if self._hits[key].site in closed:
+                site = self._hits[due[1]].site
+                if retries[site] >= wanted.get(site, any_site).retries:
                     passed_over.append(due)
                     continue
-                self._in_flight.add(key)
-                claims.append(Claim(key, self._hits[key], self._attempts.get(key, 0) + 1))
+                retries[site] += 1
+                again.append(due[1])
             for due in passed_over:
                 heapq.heappush(self._due, due)
-        return claims
+            for key in fresh:
+                del self._fresh[key]
+            self._in_flight.update(fresh, again)
+            return [
+                Claim(key, self._hits[key], self._attempts.get(key, 0) + 1, failed)
+                for keys, failed in ((again, True), (fresh, False))
+                for key in keys
+            ]
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
         with self._lock:
@@ -94,7 +108,10 @@ class MemorySpool:
                 self._in_flight.discard(claim.ticket)
                 if not isinstance(verdict, Final):
                     self._attempts[claim.ticket] = claim.attempt if verdict.counted else claim.attempt - 1
-                    heapq.heappush(self._due, (verdict.due_ms, claim.ticket))
+                    if verdict.due_ms:
+                        heapq.heappush(self._due, (verdict.due_ms, claim.ticket))
+                    else:
+                        self._fresh[claim.ticket] = None
                     continue
                 hit = self._hits.pop(claim.ticket)
                 self._attempts.pop(claim.ticket, None)

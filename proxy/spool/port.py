@@ -5,7 +5,7 @@ out again after a crash until it is settled; the ledger is counted together with
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -15,6 +15,7 @@ from proxy.hit import Hit
 from proxy.outcome import Ending, Outcome
 from proxy.spool.claim import Claim as Claim
 from proxy.spool.claim import Settlement as Settlement
+from proxy.spool.claim import Wanted as Wanted
 from proxy.spool.peers import Peers
 
 RECEIVED, REFUSED, TRIMMED = "received", "refused", "trimmed"
@@ -161,10 +162,11 @@ class Outlet(Protocol):
     def peers(self) -> Peers | None:
         """The others at work on the spool; None where there can be none."""
 
-    def claim(self, limit: int, now_ms: int, closed: Collection[str] = ()) -> list[Claim]:
-        """Up to `limit` hits, oldest first, that are due, not in flight, and not of the sites in `closed`.
+    def claim(self, limit: int, now_ms: int, wanted: Mapping[str, Wanted] = {}) -> list[Claim]:
+        """Up to `limit` hits that have not failed, oldest first, and besides them retries that are due; none that is in flight.
 
-        Hits that had an attempt never take all the room, so that they cannot keep the fresh ones from their first.
+        Of a site in `wanted` no more retries than it says, and no others if it says 0; more than it says only if they lie between
+        those of other sites. Of any other site up to `limit` of each. So no site and no retry keeps another from its attempt.
         """
 
     def settle(self, settlements: Sequence[Settlement]) -> None:

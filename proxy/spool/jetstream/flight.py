@@ -6,11 +6,12 @@ Shared by the forwarder's thread and the link's loop, so everything happens unde
 import heapq
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from proxy.delivery import Retry
+from proxy.spool.claim import Wanted
 from proxy.spool.jetstream.pull import Pulled
 
 MOST_WAITING, LONGEST_WAIT_MS = 4096, 120_000
@@ -33,7 +34,7 @@ Key = tuple[str, int, str]
 class Flight:
     """One hit. `attempt` counts from 1, the one under way included."""
 
-    __slots__ = ("attempt", "born", "content", "delivered", "heard", "key", "out", "place", "reply", "site")
+    __slots__ = ("attempt", "born", "content", "delivered", "failed", "heard", "key", "out", "place", "reply", "site")
 
     def __init__(self, pulled: Pulled, source: Source, attempt: int) -> None:
         self.key: Key = (pulled.stream, pulled.sequence, pulled.stored)
@@ -42,6 +43,8 @@ class Flight:
         """Unique among all hits that ever were."""
         self.content = pulled.content
         self.attempt = attempt
+        self.failed = attempt > 1
+        """It had an attempt before, or lay with a forwarder that is gone."""
         self.delivered, self.reply = pulled.delivered, pulled.reply
         """`reply` is "" once its stream is gone: there, it would be said of the message that now has its sequence."""
         self.heard = time.monotonic()
@@ -59,9 +62,9 @@ class Flights:
         self._latest: dict[tuple[str, int], Flight] = {}
         """By stream and sequence."""
         self._fresh: list[Flight] = []
-        """Not given out yet."""
+        """Those that have not failed and are not given out."""
         self._waiting: list[tuple[int, Key]] = []
-        """A heap of due times."""
+        """Those that have, a heap of due times."""
         self._more: OrderedDict[Key, int] = OrderedDict()
         """How many more attempts than deliveries a hit that was handed back has had; often negative."""
 
@@ -79,7 +82,10 @@ class Flights:
                 if (before := self._latest.get(key[:2])) is not None:
                     before.reply = ""
                 self._all[key] = self._latest[key[:2]] = flight = Flight(one, source, attempt)
-                self._fresh.append(flight)
+                if flight.failed:
+                    heapq.heappush(self._waiting, (0, key))
+                else:
+                    self._fresh.append(flight)
             return sum(flight.site not in closed for flight in self._fresh)
 
     def orphan(self, sources: Mapping[str, Source]) -> None:
@@ -91,7 +97,7 @@ class Flights:
                     flight.reply = ""
 
     def fresh(self, limit: int, closed: Collection[str]) -> list[Flight]:
-        """Up to `limit` of those that were never given out, as they came; they are given out with this."""
+        """Up to `limit` of those that have not failed, as they came; they are given out with this."""
         with self._lock:
             found = [flight for flight in self._fresh if flight.site not in closed][:limit]
             taken = set(map(id, found))
@@ -108,24 +114,33 @@ class Flights:
     def wait(self, flight: Flight, verdict: Retry, now_ms: int) -> bool:
         """Count the attempt, and let it wait here for the next; False if it must wait with the server."""
         with self._lock:
+            if not verdict.due_ms:
+                flight.out = False
+                self._fresh.append(flight)
+                return True
             flight.attempt += verdict.counted
+            flight.failed = True
             if flight.reply and (verdict.due_ms - now_ms > LONGEST_WAIT_MS or len(self._waiting) >= MOST_WAITING):
                 return False
             flight.out = False
             heapq.heappush(self._waiting, (verdict.due_ms, flight.key))
             return True
 
-    def due(self, limit: int, now_ms: int, closed: Collection[str]) -> list[Flight]:
-        """Up to `limit` of those that wait and are due, the longest due first; they are given out with this."""
+    def due(self, limit: int, now_ms: int, wanted: Mapping[str, Wanted]) -> list[Flight]:
+        """Up to `limit` retries that are due, and of each site no more than are wanted, the longest due first; they are given out
+        with this.
+        """
         found: list[Flight] = []
+        of_site = Counter[str]()
         passed_over: list[tuple[int, Key]] = []
         with self._lock:
             while self._waiting and len(found) < limit and self._waiting[0][0] <= now_ms:
                 due = heapq.heappop(self._waiting)
                 flight = self._all[due[1]]
-                if flight.site in closed:
+                if flight.site in wanted and of_site[flight.site] >= wanted[flight.site].retries:
                     passed_over.append(due)
                     continue
+                of_site[flight.site] += 1
                 flight.out = True
                 found.append(flight)
             for due in passed_over:
@@ -150,7 +165,10 @@ class Flights:
         with self._lock:
             if not flight.reply:
                 flight.out = False
-                self._fresh.append(flight)
+                if flight.failed:
+                    heapq.heappush(self._waiting, (0, flight.key))
+                else:
+                    self._fresh.append(flight)
                 return ""
             self._remove(flight)
             if more := flight.attempt - (flight.delivered + 1):

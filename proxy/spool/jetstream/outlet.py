@@ -10,7 +10,7 @@ it stayed.
 import asyncio
 import contextlib
 import time
-from collections.abc import Collection, Coroutine, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,7 +30,7 @@ from proxy.spool.jetstream.peers import JetStreamPeers
 from proxy.spool.jetstream.pull import Puller
 from proxy.spool.jetstream.settler import Settler
 from proxy.spool.jetstream.tap import Tap
-from proxy.spool.port import Claim, Ledger, Settlement, SpoolConfig, SpoolError, Tapped
+from proxy.spool.port import Claim, Ledger, Settlement, SpoolConfig, SpoolError, Tapped, Wanted
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -89,18 +89,17 @@ class JetStreamOutlet:
                 self._in_trouble(error)
         self._saying = asyncio.run_coroutine_threadsafe(self._keep_saying(), self._link.loop)
 
-    def claim(self, limit: int, now_ms: int, closed: Collection[str] = ()) -> list[Claim]:
+    def claim(self, limit: int, now_ms: int, wanted: Mapping[str, Wanted] = {}) -> list[Claim]:
         """As the port says; each site gets its share."""
         self._settle_kept()
         self._prepare_again()
-        claimed = self._flights.due(limit // 2 + 1, now_ms, closed)
-        self._run(self._fetch(limit - len(claimed), closed), None)
-        claimed += self._flights.fresh(limit - len(claimed), closed)
-        claimed += self._flights.due(limit - len(claimed), now_ms, closed)
+        closed = {site for site, (fresh, _) in wanted.items() if fresh <= 0}
+        self._run(self._fetch(limit, closed), None)
+        claimed = self._flights.due(limit, now_ms, wanted) + self._flights.fresh(limit, closed)
         claims = []
         for flight in claimed:
             try:
-                claims.append(Claim(flight, hits.decode(flight.content), flight.attempt))
+                claims.append(Claim(flight, hits.decode(flight.content), flight.attempt, flight.failed))
             except (msgspec.DecodeError, UnicodeDecodeError):
                 self._settler.end(flight, Final(Outcome.UNREADABLE))
         if len(claims) < len(claimed):

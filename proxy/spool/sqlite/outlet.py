@@ -4,13 +4,14 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from proxy.log import Trouble, log
 from proxy.spool.peers import Peers
-from proxy.spool.port import Claim, ForwarderRunning, Ledger, Settlement, SpoolConfig, SpoolError, Tapped, Told
+from proxy.spool.port import Claim, ForwarderRunning, Ledger, Settlement, SpoolConfig, SpoolError, Tapped, Told, Wanted
 from proxy.spool.sqlite import database, file
 from proxy.spool.sqlite.disk import Disk
 from proxy.spool.sqlite.reader import LaneReader, SameNumber
@@ -53,22 +54,30 @@ class SqliteOutlet:
         """Lanes whose due times were not looked at yet."""
         self._replaced = Trouble()
         self._looked = self._shrunk = -1e9
+        self._turn = 0
         self._look_for_lanes(time.time_ns() // 1_000_000)
         copies = [error for error in self._unopened.values() if isinstance(error, SameNumber)]
         if copies and not self._readers:
             self.close()
             raise ForwarderRunning(str(copies[0]))
 
-    def claim(self, limit: int, now_ms: int, closed: Collection[str] = ()) -> list[Claim]:
-        """As the port says; each lane gets its share."""
+    def claim(self, limit: int, now_ms: int, wanted: Mapping[str, Wanted] = {}) -> list[Claim]:
+        """As the port says; each lane gets its share, and another one is the first each time."""
         if time.monotonic() - self._looked >= LOOK_S:
             self._look_for_lanes(now_ms)
         claims: list[Claim] = []
         readers = [reader for reader in self._readers.values() if self._rested(reader)]
-        for turn, reader in enumerate(readers):
-            share = -(-(limit - len(claims)) // (len(readers) - turn))
-            if share > 0:
-                claims += self._guarded(reader, functools.partial(reader.claim, share, now_ms, closed)) or []
+        self._turn += 1
+        first = self._turn % max(1, len(readers))
+        for turn, reader in enumerate(readers[first:] + readers[:first]):
+            share = -(-limit // (len(readers) - turn))
+            found = self._guarded(reader, functools.partial(reader.claim, share, now_ms, wanted)) or []
+            fresh, retries = Counter[str](), Counter[str]()
+            for claim in found:
+                (retries if claim.failed else fresh)[claim.hit.site] += 1
+            wanted = {site: Wanted(max(0, n - fresh[site]), max(0, again - retries[site])) for site, (n, again) in wanted.items()}
+            limit -= fresh.total()
+            claims += found
         if not claims and time.monotonic() - self._shrunk >= SHRINK_S:
             self._give_back_room()
         return claims

@@ -5,7 +5,7 @@ import itertools
 import os
 import socket
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import apsw
@@ -15,7 +15,7 @@ from proxy import hit as hits
 from proxy.delivery import Final, Retry
 from proxy.hit import Hit
 from proxy.outcome import Ending, Outcome
-from proxy.spool.port import TRIMMED, Claim, Settlement, SpoolError
+from proxy.spool.port import TRIMMED, Claim, Settlement, SpoolError, Wanted
 from proxy.spool.sqlite import database, file
 from proxy.spool.sqlite.disk import Disk, in_pieces
 
@@ -52,6 +52,11 @@ Kind = tuple[bool, str, Outcome | None, bool]
 """What settlements that are written together have in common: waiting, site, outcome (None: retry), trimmed."""
 
 
+RETRIES, SET_ASIDE = (
+    f"SELECT id, hit, attempts, due_ms FROM waiting WHERE site = ? AND {which} ORDER BY due_ms, id"
+    for which in ("due_ms BETWEEN 1 AND ?", "due_ms = ?")
+)
+"""Of a site: those that failed and are due; and those that have not failed, which are due at 0."""
 _ID, _ATTEMPTS, _WHEN, _ANSWER = (f"json_extract(one.value, '$[{n}]')" for n in range(4))
 POSTPONE = f"""UPDATE waiting SET attempts = {_ATTEMPTS}, due_ms = {_WHEN} FROM json_each(?) AS one WHERE waiting.id = {_ID}"""
 _COUNT = """INSERT INTO ledger SELECT NEW.site, name.value, changes() FROM json_each(NEW.names) AS name WHERE changes() > 0
@@ -114,18 +119,23 @@ class LaneReader:
         self._in_flight: set[int] = set()
         self._unsettled: list[Settlement] = []
 
-    def claim(self, limit: int, now_ms: int, closed: Collection[str]) -> list[Claim]:
+    def claim(self, limit: int, now_ms: int, wanted: Mapping[str, Wanted]) -> list[Claim]:
         """As Outlet.claim. Nothing while earlier settlements cannot be written.
 
         All is read before anything is marked as given out, so that a failure on the way leaves nothing behind that nobody has.
         """
         self.flush(now_ms)
-        claims, read = self._due(limit // 2 + 1, now_ms, closed, set()), set[int]()
-        read.update(claim.ticket.id for claim in claims)
-        fresh, aside, last_fresh = self._fresh(limit - len(claims), now_ms, closed)
-        claims += fresh
-        if len(claims) < limit:
-            claims += self._due(limit - len(claims), now_ms, closed, read)
+        any_site = Wanted(limit, limit)
+        claims, had, closed = list[Claim](), list[Claim](), {site for site, (n, _) in wanted.items() if n <= 0}
+        for site in self._sites():
+            n, retries = wanted.get(site, any_site)
+            claims += self._waiting(RETRIES, min(retries, limit), site, now_ms)
+            set_aside = self._waiting(SET_ASIDE, min(n, limit - len(had)), site, 0)
+            had += set_aside
+            if len(set_aside) >= n:
+                closed.add(site)  # those here are older than the fresh ones
+        fresh, aside, last_fresh = self._fresh(limit - len(had), closed)
+        claims += had + fresh
         self._last_fresh = last_fresh
         unreadable = [Settlement(claim, Final(Outcome.UNREADABLE)) for claim in claims if claim.hit is NOBODY]
         claims = [claim for claim in claims if claim.hit is not NOBODY]
@@ -210,20 +220,18 @@ class LaneReader:
         if self._guard is not None:
             self._guard.close()
 
-    def _due(self, limit: int, now_ms: int, closed: Collection[str], but: Collection[int]) -> list[Claim]:
+    def _waiting(self, query: str, limit: int, site: str, now_ms: int) -> list[Claim]:
         claims: list[Claim] = []
-        query = "SELECT id, hit, attempts FROM waiting WHERE site = ? AND due_ms <= ? ORDER BY due_ms"
-        for site in self._sites():
-            if site not in closed:
-                with contextlib.closing(self.db.execute(query, (site, now_ms))) as rows:
-                    for id, blob, attempts in rows:
+        if limit > 0:
+            with contextlib.closing(self.db.execute(query, (site, now_ms))) as rows:
+                for id, blob, attempts, due_ms in rows:
+                    if id not in self._in_flight:
+                        claims.append(Claim(Ticket(self.opened, id, True), _read(blob), attempts + 1, due_ms > 0))
                         if len(claims) >= limit:
-                            return claims
-                        if id not in self._in_flight and id not in but:
-                            claims.append(Claim(Ticket(self.opened, id, True), _read(blob), attempts + 1))
+                            break
         return claims
 
-    def _fresh(self, limit: int, now_ms: int, closed: Collection[str]) -> tuple[list[Claim], list[Settlement], int]:
+    def _fresh(self, limit: int, closed: Collection[str]) -> tuple[list[Claim], list[Settlement], int]:
         """Fresh hits of open sites; those of closed ones, to be set aside among the waiting; and the last id looked at."""
         claims: list[Claim] = []
         aside: list[Settlement] = []
@@ -235,7 +243,7 @@ class LaneReader:
             rows = database.rows(self.db, "SELECT id, hit FROM fresh WHERE id > ? ORDER BY id LIMIT ?", (last, room))
             found = [Claim(Ticket(self.opened, id, False), _read(blob), 1) for id, blob in rows]
             if closed:
-                aside += [Settlement(claim, Retry(now_ms, counted=False)) for claim in found if claim.hit.site in closed]
+                aside += [Settlement(claim, Retry(0, counted=False)) for claim in found if claim.hit.site in closed]
                 found = [claim for claim in found if claim.hit.site not in closed]
             claims += found
             last = rows[-1][0] if rows else last
@@ -273,7 +281,7 @@ class LaneReader:
 
 
 def _kind(settlement: Settlement) -> Kind:
-    (ticket, hit, _), verdict = settlement
+    (ticket, hit, *_), verdict = settlement
     if isinstance(verdict, Retry):
         return ticket.waiting, hit.site, None, False
     return ticket.waiting, hit.site, verdict.outcome, verdict.trimmed
@@ -281,7 +289,7 @@ def _kind(settlement: Settlement) -> Kind:
 
 def _row(settlement: Settlement, now_ms: int) -> tuple[int, int, int, str]:
     """id, attempts, due or died at, answer: what the triggers that move a hit, and POSTPONE, read."""
-    (ticket, _, attempt), verdict = settlement
+    (ticket, _, attempt, _), verdict = settlement
     if isinstance(verdict, Retry):
         return ticket.id, attempt if verdict.counted else attempt - 1, verdict.due_ms, ""
     return ticket.id, attempt, now_ms, verdict.answer
