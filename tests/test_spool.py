@@ -161,6 +161,16 @@ def test_retries_take_no_more_than_their_part_and_no_hit_from_its_first_attempt(
     assert all(claim.failed for claim in rest)
 
 
+def test_retries_of_many_sites_are_no_more_in_all_than_was_asked_for(spool: Halves) -> None:
+    """What a forwarder holds must not grow with the number of sites."""
+    intake, outlet = spool
+    for n in range(12):
+        intake.append_blocking(hit(f"{n}", site=f"site{n % 6}"))
+    outlet().settle([Settlement(claim, Retry(1000, "500")) for claim in outlet().claim(12, 0)])
+    found = outlet().claim(4, 2000)
+    assert (len(found), {claim.failed for claim in found}) == (4, {True})
+
+
 def test_a_hit_that_was_only_set_aside_has_not_failed_and_keeps_its_place(spool: Halves) -> None:
     """It is due at once, whatever any clock says, and before those that came later."""
     intake, outlet = spool

@@ -264,6 +264,37 @@ def test_hits_of_closed_sites_are_set_aside_and_do_not_hold_up_the_others(tmp_pa
     outlet.close()
 
 
+def test_what_was_set_aside_of_one_site_keeps_no_other_site_waiting(tmp_path: Path) -> None:
+    """The backlog of an outage may be a million: the new beacons of others do not wait for its end, nor does their backlog."""
+    lane, outlet = Lane(tmp_path), SqliteOutlet(tmp_path)
+    away = {"first": Wanted(0, 0), "second": Wanted(0, 0)}
+    for n in range(60):
+        lane.append_blocking(hit(f"{n}", site="first" if n % 2 else "second"))
+    assert outlet.claim(60, 0, away) == []
+    for n in range(4):
+        lane.append_blocking(hit(f"new{n}", site="third"))
+    given = [claim.hit.site for _ in range(2) for claim in outlet.claim(8, 0)]
+    assert Counter(given)["third"] == 4
+    assert set(given) == {"first", "second", "third"}
+    assert len(outlet.claim(8, 0)) == 8, "where nothing else waits, all the room is theirs"
+    lane.close()
+    outlet.close()
+
+
+def test_retries_of_several_lanes_are_no_more_in_all_than_was_asked_for(tmp_path: Path) -> None:
+    """Each lane has its share, and what one leaves is for the next."""
+    lanes = [Lane(tmp_path) for _ in range(4)]
+    outlet = SqliteOutlet(tmp_path)
+    for lane in lanes:
+        for n in range(12):
+            lane.append_blocking(hit(f"{n}"))
+    outlet.settle([Settlement(claim, Retry(5, "500")) for claim in outlet.claim(48, 0)])
+    assert len(outlet.claim(12, 10)) == 12
+    for lane in lanes:
+        lane.close()
+    outlet.close()
+
+
 def test_hits_that_had_an_attempt_leave_room_for_fresh_ones(tmp_path: Path) -> None:
     """Else a few bad ones could keep all others from their first attempt."""
     lane, outlet = Lane(tmp_path), SqliteOutlet(tmp_path)

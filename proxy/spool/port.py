@@ -166,7 +166,7 @@ class Outlet(Protocol):
         """Up to `limit` hits that have not failed, oldest first, and besides them retries that are due; none that is in flight.
 
         Of a site in `wanted` no more retries than it says, and no others if it says 0; more than it says only if they lie between
-        those of other sites. Of any other site up to `limit` of each. So no site and no retry keeps another from its attempt.
+        those of other sites. Of all together up to `limit` of each kind. So no site and no retry keeps another from its attempt.
         """
 
     def settle(self, settlements: Sequence[Settlement]) -> None:

@@ -76,7 +76,7 @@ class SqliteOutlet:
             for claim in found:
                 (retries if claim.failed else fresh)[claim.hit.site] += 1
             wanted = {site: Wanted(max(0, n - fresh[site]), max(0, again - retries[site])) for site, (n, again) in wanted.items()}
-            limit -= fresh.total()
+            limit -= max(fresh.total(), retries.total())
             claims += found
         if not claims and time.monotonic() - self._shrunk >= SHRINK_S:
             self._give_back_room()

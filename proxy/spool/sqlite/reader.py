@@ -5,6 +5,7 @@ import itertools
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -115,7 +116,7 @@ class LaneReader:
         except BaseException:
             self.close()
             raise
-        self._last_fresh = 0
+        self._last_fresh = self._turn = 0
         self._in_flight: set[int] = set()
         self._unsettled: list[Settlement] = []
 
@@ -125,17 +126,17 @@ class LaneReader:
         All is read before anything is marked as given out, so that a failure on the way leaves nothing behind that nobody has.
         """
         self.flush(now_ms)
-        any_site = Wanted(limit, limit)
-        claims, had, closed = list[Claim](), list[Claim](), {site for site, (n, _) in wanted.items() if n <= 0}
-        for site in self._sites():
-            n, retries = wanted.get(site, any_site)
-            claims += self._waiting(RETRIES, min(retries, limit), site, now_ms)
-            set_aside = self._waiting(SET_ASIDE, min(n, limit - len(had)), site, 0)
-            had += set_aside
-            if len(set_aside) >= n:
-                closed.add(site)  # those here are older than the fresh ones
+        left = {site: wanted.get(site, Wanted(limit, limit)) for site in self._sites()}
+        retries: list[Claim] = []
+        for site, (_, n) in left.items():
+            retries += self._waiting(RETRIES, min(n, limit - len(retries)), site, now_ms)
+        had = self._set_aside(limit // 2 + 1, left, ())
+        taken = Counter(claim.hit.site for claim in had)
+        closed = {site for site, (n, _) in (left | dict(wanted)).items() if taken[site] >= n}
         fresh, aside, last_fresh = self._fresh(limit - len(had), closed)
-        claims += had + fresh
+        left = {site: Wanted(n - taken[site], 0) for site, (n, _) in left.items()}
+        had += self._set_aside(limit - len(had) - len(fresh), left, {claim.ticket.id for claim in had})
+        claims = retries + had + fresh
         self._last_fresh = last_fresh
         unreadable = [Settlement(claim, Final(Outcome.UNREADABLE)) for claim in claims if claim.hit is NOBODY]
         claims = [claim for claim in claims if claim.hit is not NOBODY]
@@ -220,12 +221,18 @@ class LaneReader:
         if self._guard is not None:
             self._guard.close()
 
-    def _waiting(self, query: str, limit: int, site: str, now_ms: int) -> list[Claim]:
+    def _set_aside(self, limit: int, wanted: Mapping[str, Wanted], but: Collection[int]) -> list[Claim]:
+        claims: list[Claim] = []
+        for site, (n, _) in wanted.items():
+            claims += self._waiting(SET_ASIDE, min(n, limit - len(claims)), site, 0, but)
+        return claims
+
+    def _waiting(self, query: str, limit: int, site: str, now_ms: int, but: Collection[int] = ()) -> list[Claim]:
         claims: list[Claim] = []
         if limit > 0:
             with contextlib.closing(self.db.execute(query, (site, now_ms))) as rows:
                 for id, blob, attempts, due_ms in rows:
-                    if id not in self._in_flight:
+                    if id not in self._in_flight and id not in but:
                         claims.append(Claim(Ticket(self.opened, id, True), _read(blob), attempts + 1, due_ms > 0))
                         if len(claims) >= limit:
                             break
@@ -252,13 +259,15 @@ class LaneReader:
         return claims, aside, last
 
     def _sites(self) -> list[str]:
-        """The sites that have waiting hits: one index seek for each."""
+        """The sites that have waiting hits, another one first each time: one index seek for each."""
         sites: list[str] = []
         row = database.row(self.db, "SELECT min(site) FROM waiting")
         while row[0] is not None:
             sites.append(row[0])
             row = database.row(self.db, "SELECT min(site) FROM waiting WHERE site > ?", (row[0],))
-        return sites
+        self._turn += 1
+        first = self._turn % max(1, len(sites))
+        return sites[first:] + sites[:first]
 
     def _settle(self, kind: Kind, batch: Sequence[Settlement], now_ms: int) -> None:
         """All of one kind."""
