@@ -299,6 +299,18 @@ def test_a_hit_that_is_put_off_for_long_waits_with_the_server(config: SpoolConfi
             settled(outlet, [again], DELIVERED)
 
 
+def test_many_that_were_put_off_are_not_all_pulled_at_once(config: SpoolConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vendor may put off ten thousand to the same second. What a forwarder did not ask for stays with the server."""
+    monkeypatch.setattr("proxy.spool.jetstream.flight.LONGEST_WAIT_MS", 0)
+    with opened(config) as (intake, outlet):
+        intake.append_blocking(*(hit(str(n)) for n in range(60)))
+        claims = wait_for(lambda: found if len(found := outlet.claim(60, 0)) == 60 else None, "all of them")
+        settled(outlet, claims, Retry(time.time_ns() // 1_000_000 + 200, "503"))
+        again = wait_for(lambda: outlet.claim(5, 0), "their time")
+        assert all(claim.failed for claim in again)
+        assert len(outlet._flights._all) < 20
+
+
 def test_hits_of_closed_sites_stay_where_they_are(config: SpoolConfig) -> None:
     """A site whose upstream is away holds up no other, and its hits are not moved about."""
     with opened(config) as (intake, outlet):

@@ -263,7 +263,9 @@ class JetStreamOutlet:
         return self._sources.get(stream) or Source(self._names.site_of(stream), "")
 
     async def _fetch(self, wanted: int, closed: Collection[str]) -> None:
-        """Get so many fresh hits here: of each site its share first, then, where some had none, more of the others."""
+        """Get so many hits here that have not failed, less the retries that come instead of them: of each site its share first,
+        then, where some had none, more of the others.
+        """
         client = self._link.client()
         if client is None:
             return
@@ -277,7 +279,8 @@ class JetStreamOutlet:
             for s, source in self._sources.items()
             if source.site not in closed and now - self._dry.get(s, float("-inf")) >= rest_s
         ]
-        while wet and (missing := wanted - here) > 0:
+        retries = 0
+        while wet and (missing := wanted - here - retries) > 0:
             share = -(-missing // len(wet))
             asked = {stream: min(share, missing - share * turn) for turn, stream in enumerate(wet) if missing > share * turn}
             there = await asyncio.gather(*(self._puller.fetch(client, stream, n) for stream, n in asked.items()))
@@ -285,6 +288,7 @@ class JetStreamOutlet:
             came = dict.fromkeys(asked, 0)
             for one in pulled:
                 came[one.stream] = came.get(one.stream, 0) + 1
+            retries += sum(one.delivered > 1 for one in pulled)
             here = self._flights.take_off(pulled, self._source_of, closed)
             for stream, is_there in zip(asked, there, strict=True):
                 if not is_there:
